@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from patchclamp.core.findings import Finding, Json
 
-Cell: TypeAlias = "None | bool | int | float | str"
+Cell: TypeAlias = "bool | int | float | str | None"
 
 SCHEMA_VERSION = 1
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from patchclamp.core.errors import EvidenceError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class Evidence(StrEnum):
