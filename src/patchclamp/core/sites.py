@@ -154,8 +154,9 @@ def unit_axis(axes: Sequence[str]) -> str | None:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Glob with `*` and `?` only: brackets are part of addresses."""
-    parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
+    """Glob with `*` and `?` only: brackets are part of addresses, and neither crosses a colon,
+    so that `layers.0.*` means modules and `layers.0.*:*` their operations."""
+    parts = ("[^:]*" if c == "*" else "[^:]" if c == "?" else re.escape(c) for c in pattern)
     return re.fullmatch("".join(parts), name) is not None
 
 

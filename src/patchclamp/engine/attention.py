@@ -35,18 +35,20 @@ class Attention:
         module: path of the module it belongs to.
         roles: role ("q", "k", "v", "scores", "pattern", "z") -> address.
         num_heads: where batch and heads share an axis, how many heads there are.
+        grouped: keys and values have fewer heads than queries.
     """
 
     module: str
     roles: dict[str, str]
     num_heads: int | None = None
+    grouped: bool = False
 
     def axes(self, role: str) -> tuple[str, ...]:
         """Axis names of a role's value, seen through `view(role)`."""
         if role in ("scores", "pattern"):
             return ("batch", "head", "query", "key")
-        head = "kv_head" if role in ("k", "v") and self.num_heads is None else "head"
-        return ("batch", "head" if head == "head" else head, "position", "unit")
+        head = "kv_head" if self.grouped and role in ("k", "v") else "head"
+        return ("batch", head, "position", "unit")
 
     def view(self) -> View:
         """How a role's raw value is seen with a head axis of its own."""
@@ -77,7 +79,11 @@ def find_attention(graph: Graph) -> list[Attention]:
 def _fused(node: Node) -> Attention:
     q, k, v = (_address(x) for x in node.args[:3])
     roles = {"q": q, "k": k, "v": v, "z": node.address, **expanded_addresses(node)}
-    return Attention(module=node.module, roles={r: a for r, a in roles.items() if a})
+    return Attention(
+        module=node.module,
+        roles={r: a for r, a in roles.items() if a},
+        grouped=fused_options(node)[3],
+    )
 
 
 def _written_out(softmax: Node, users: dict[Node, list[Node]]) -> Attention | None:
@@ -114,7 +120,7 @@ def _address(x: object) -> str:
 
 def _score_product(softmax: Node) -> Node | None:
     """Back over scaling, masks and casts to the product of queries and keys."""
-    stack = [x for x in softmax.inputs()[:1]]
+    stack = softmax.inputs()[:1]
     seen: set[Node] = set()
     while stack:
         node = stack.pop()

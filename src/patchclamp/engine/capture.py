@@ -15,7 +15,6 @@ and dropout in evaluation mode are dropped before anything gets a name.
 
 from __future__ import annotations
 
-import operator
 import re
 import warnings
 from collections import Counter
@@ -284,12 +283,12 @@ class _Rewriter:
             elif n.op == "output":
                 outputs = [self._swap(x) for x in n.args[0]]
         self._name()
-        kept = [x for x in outputs[self._num_mutations() :]]
-        graph = Graph(self.nodes, kept, self.program.call_spec.out_spec)
+        self._refuse_state()
+        graph = Graph(self.nodes, outputs, self.program.call_spec.out_spec)
         return Capture(graph=graph, dims=tuple(inputs), functionalised=functionalised)
 
-    def _num_mutations(self) -> int:
-        """Functionalising returns changed buffers first; a network with any is refused."""
+    def _refuse_state(self) -> None:
+        """A network that changes its own buffers or its inputs is refused."""
         signature = self.program.graph_signature
         changed = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
         if changed:
@@ -298,7 +297,6 @@ class _Rewriter:
                 "or its inputs, so that one run depends on the last",
                 hint="use engine='hooks'",
             )
-        return 0
 
     def _learn(self, value: torch.Tensor, names: tuple[int | str, ...]) -> tuple[int | str, ...]:
         """Symbols of an input's open axes; returns its axes with fixed sizes as integers."""
@@ -433,7 +431,3 @@ def module_of(n: fx.Node) -> tuple[str, int]:
     path = re.sub(r"^L(\['self'\]|__self__)\.?", "", path)
     called = re.search(r"@(\d+)$", key)
     return re.sub(r"@\d+$", "", path), int(called[1]) if called else 0
-
-
-OPERATORS = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.getitem}
-"""Python operators that captured graphs use on sizes and tuples."""

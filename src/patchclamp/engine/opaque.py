@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils import _pytree as pytree
 
-_LIBRARY = torch.library.Library("patchclamp", "FRAGMENT")  # noqa: TOR901 - lives with the module
+_LIBRARY = torch.library.Library("patchclamp", "FRAGMENT")
 _LIBRARY.define("tag(Tensor x, str name) -> Tensor")
 _LIBRARY.define("call(Tensor[] xs, int number) -> Tensor[]")
 

@@ -41,6 +41,7 @@ def model_hash(module: nn.Module) -> str:
     seen: dict[tuple[object, ...], str] = {}
     for name in sorted(state):
         value = state[name]
+        entry: tuple[str, ...]
         if isinstance(value, Tensor):
             entry = _tensor_entry(value, f"entry '{name}' of the network", SourceError, seen)
         else:
@@ -89,9 +90,7 @@ def _tensor_entry(
             hint="load the weights, or call to_empty and initialise, before you open the network",
         )
     if x.layout is not torch.strided or x.is_quantized:
-        raise error(
-            f"{what} cannot be hashed", got=f"layout {x.layout}", expected="a dense tensor"
-        )
+        raise error(f"{what} cannot be hashed", got=f"layout {x.layout}", expected="a dense tensor")
     key = (x.device, x.data_ptr(), x.dtype, x.shape, x.stride(), x.is_conj(), x.is_neg())
     if key not in seen or not x.numel():
         seen[key] = _digest(x.resolve_conj().resolve_neg())
@@ -105,14 +104,14 @@ def _digest(x: Tensor) -> str:
         return digest.hexdigest()
     rows = x.reshape(1) if x.ndim == 0 else x
     step = max(1, CHUNK_BYTES // max(1, rows[0].numel() * x.element_size())) if x.numel() else 1
-    for piece in rows.split(step):
-        digest.update(_bytes(piece.cpu().contiguous()))
+    for start in range(0, len(rows), step):
+        digest.update(_bytes(rows[start : start + step].cpu().contiguous()))
     return digest.hexdigest()
 
 
 def _bytes(x: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor (little-endian on every platform that torch runs on)."""
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+    """The memory of a contiguous CPU tensor, not copied."""
+    return x.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _extra_entry(name: str, value: object) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from patchclamp.core.document import Bars, Curve, Histogram
 from patchclamp.core.findings import Finding
 from patchclamp.report.scale import Scale
-from patchclamp.report.text import number, shown, visible
+from patchclamp.report.text import number, visible
 
 _PLOT_HEIGHT = 220
 _ROW_HEIGHT = 20
@@ -89,7 +89,7 @@ def histogram_plot(histogram: Histogram) -> Markup:
         return Markup()
     across = Scale(low=histogram.edges[0], high=histogram.edges[-1])
     up = Scale(low=0.0, high=float(max(histogram.counts)) or 1.0)
-    parts = [_grid(y, up) for y in up.ticks(4)]
+    parts = [_grid(y, up) for y in up.ticks(5)]
     for (left, right), count in zip(pairwise(histogram.edges), histogram.counts, strict=True):
         top = _height(count, up)
         parts.append(_span("bar column", left, right, top, _PLOT_HEIGHT, across))
@@ -166,12 +166,12 @@ def _plot(parts: Iterable[Markup], across: Scale, up: Scale, label: str) -> Mark
         Markup('<text class="tick right" x="100%" y="{:g}">{}</text>').format(
             min(max(_height(y, up) + 4, 10), _PLOT_HEIGHT), number(y)
         )
-        for y in up.ticks(4)
+        for y in up.ticks(5)
     ]
     return Markup('<div class="plot">{}{}{}</div>').format(
         _svg("plot-left", _PLOT_HEIGHT, left),
         _svg("plot-field", _PLOT_HEIGHT, parts, label=label),
-        _svg("plot-below", 18, _tick_labels(across, 14, 4)),
+        _svg("plot-below", 18, _tick_labels(across, 14, 5)),
     )
 
 
@@ -222,9 +222,7 @@ def _upright(kind: str, x: float, top: float, foot: float, scale: Scale) -> Mark
     )
 
 
-def _segment(
-    kind: str, a: Sequence[float], b: Sequence[float], across: Scale, up: Scale
-) -> Markup:
+def _segment(kind: str, a: Sequence[float], b: Sequence[float], across: Scale, up: Scale) -> Markup:
     return Markup('<line class="{}" x1="{:.2f}%" y1="{:.4g}" x2="{:.2f}%" y2="{:.4g}"/>').format(
         kind, across.percent(a[0]), _height(a[1], up), across.percent(b[0]), _height(b[1], up)
     )

@@ -77,7 +77,9 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"cannot read '{path}': {reason}") from error
     try:
-        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        data = json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once
+        )
     except RecursionError as error:
         raise DataError(f"'{path}' is nested too deeply for a document") from error
     except ValueError as error:
@@ -159,6 +161,13 @@ def _writable(text: str) -> str:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is too large for a float")
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

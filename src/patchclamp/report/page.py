@@ -48,6 +48,12 @@ _LEVELS = {
     Evidence.CERTIFIED: "Proved for every input, activation or weight in a stated set.",
 }
 
+_PLURAL = {
+    Verdict.HOLDS: "hold",
+    Verdict.DOES_NOT_HOLD: "do not hold",
+    Verdict.UNKNOWN: "unknown",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
@@ -103,7 +109,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        verdicts=tuple(Verdict),
+        plural=_PLURAL,
         count=_count_verdicts,
         charts=charts,
         table_view=table_view,

@@ -215,6 +215,7 @@ class _StoredSite(BackendArray):
         self._store, self._spec = store, spec
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> object:
+        _check_bounds(key.tuple, self.shape)
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._read
         )
@@ -223,7 +224,7 @@ class _StoredSite(BackendArray):
         """Outer indexing: each entry picks along its own axis; whole numbers drop theirs."""
         # Numbers become slices of length one, so that at most one entry of the
         # index into the file is an array: the examples. Arrays along other axes follow.
-        cuts = [_cut(k, size) for k, size in zip(key, self.shape, strict=True)]
+        cuts = [_cut(k) for k in key]
         rows = _rows(cuts[0], self.shape[0])
         inner = tuple(k if isinstance(k, slice) else slice(None) for k in cuts[1:])
         num = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
@@ -238,14 +239,27 @@ class _StoredSite(BackendArray):
         return found.squeeze(axis=dropped)
 
 
-def _cut(key: int | np.integer | slice | Indices, size: int) -> slice | Indices:
-    """`key` along an axis of `size`, without negative positions and without numbers."""
-    if isinstance(key, slice):
+def _cut(key: int | np.integer | slice | Indices) -> slice | Indices:
+    """`key` along an axis, with a slice of length one for a number."""
+    if isinstance(key, (slice, np.ndarray)):
         return key
-    if isinstance(key, np.ndarray):
-        return np.where(key < 0, key + size, key)
-    start = int(key) % size
-    return slice(start, start + 1)
+    return slice(int(key), int(key) + 1)
+
+
+def _check_bounds(key: tuple[object, ...], shape: tuple[int, ...]) -> None:
+    """Refuse positions outside the array.
+
+    `LazilyIndexedArray` has made negative positions positive by now, so what is
+    negative still was out of range; xarray would wrap it round a second time.
+    """
+    for part, size in zip(key, shape, strict=True):
+        if isinstance(part, slice):
+            continue
+        places = np.asarray(part)
+        outside = places[(places < 0) | (places >= size)]
+        if outside.size:
+            found = outside.flat[0] - (size if outside.flat[0] < 0 else 0)
+            raise IndexError(f"index {found} is out of bounds for an axis of size {size}")
 
 
 def _rows(key: slice | Indices, length: int) -> slice | Indices:

@@ -47,20 +47,21 @@ def halves(network: nn.Module, seed: int) -> tuple[float, float]:
 def head_scores(network: nn.Module, rows: Repeats) -> Tensor:
     """Attention of each head of each layer from repeated bytes to their source (layer, head)."""
     places = rows.source.clamp(min=0)
+    parts: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(f"blocks.{layer}.attn.{part}").register_forward_hook(
+            lambda module, args, output, key=f"{part}{layer}": parts.update({key: output})
+        )
+        for layer in range(2)
+        for part in ("q_proj", "k_proj")
+    ]
+    with torch.no_grad():
+        network(rows.input_ids)
+    for handle in handles:
+        handle.remove()
     scores = []
     for layer in range(2):
-        parts: dict[str, Tensor] = {}
-        handles = [
-            network.get_submodule(f"blocks.{layer}.attn.{part}").register_forward_hook(
-                lambda module, args, output, part=part: parts.update({part: output})
-            )
-            for part in ("q_proj", "k_proj")
-        ]
-        with torch.no_grad():
-            network(rows.input_ids)
-        for handle in handles:
-            handle.remove()
-        q, k = (parts[part].unflatten(2, (4, 32)) for part in ("q_proj", "k_proj"))
+        q, k = (parts[f"{part}{layer}"].unflatten(2, (4, 32)) for part in ("q_proj", "k_proj"))
         logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(32)
         length = logits.shape[-1]
         pattern = logits.masked_fill(~torch.ones(length, length).tril().bool(), -math.inf)

@@ -71,12 +71,12 @@ def test_the_same_seed_builds_the_same_network(name: str) -> None:
 
 
 def test_unknown_specimen_names_the_nearest() -> None:
-    with pytest.raises(SourceError, match="no specimen 'digits_cn'.*nearest 'digits_cnn'"):
+    with pytest.raises(SourceError, match=r"no specimen 'digits_cn'.*nearest 'digits_cnn'"):
         build("digits_cn")
 
 
 def test_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(OptionError, match="no option 'chanels'.*nearest 'channels'"):
+    with pytest.raises(OptionError, match=r"no option 'chanels'.*nearest 'channels'"):
         build("digits_cnn", chanels=[4])
 
 

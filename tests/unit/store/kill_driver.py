@@ -4,7 +4,7 @@ Torch is imported once; every writer is a forked child, so that a kill costs
 milliseconds. Prints one JSON object.
 
     kill_driver.py moments FOLDER KILLS SEED   kill at random moments
-    kill_driver.py steps FOLDER                kill before, or in the middle of, every file operation
+    kill_driver.py steps FOLDER                kill before or in every file operation
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch
 
 from patchclamp.store import Manifest, SiteSpec, StoreWriter
 
-NUM_EXAMPLES, SHARD, BATCH = 103, 10, 7
+NUM_EXAMPLES, BATCH = 103, 7
+SHARD = {"moments": 10, "steps": 40}[sys.argv[1]]
 MANIFEST = Manifest(
     sites=(
         SiteSpec(name="a", axes=("position", "unit"), shape=(8, 16), dtype="float16"),

@@ -36,7 +36,9 @@ def load_specimen(folder: Path, *, name: str, origin: str) -> Loaded:
     task = _task(config, where)
     described = config.get("input")
     if not isinstance(described, dict):
-        raise SourceError(f"'{where}' does not describe the input", expected="'input': {'kind': ..}")
+        raise SourceError(
+            f"'{where}' does not describe the input", expected="'input': {'kind': ..}"
+        )
     classes = config.get("class_names", [])
     if not isinstance(classes, list):
         raise SourceError(f"'class_names' in '{where}' is not a list", got=repr(classes))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from patchclamp.core.errors import SourceError, nearest
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.model.sources import catalogue
+from patchclamp.model.sources.catalogue import BUNDLED, PACKAGED, names, read_config
 from patchclamp.model.sources.loaded import Loaded
 
 if TYPE_CHECKING:
@@ -47,14 +47,13 @@ def load(
         import torch
 
         with torch.random.fork_rng(devices=[]):
-            if isinstance(source, str) and source in catalogue.names():
+            if isinstance(source, str) and source in names():
                 return _named(source, cache_dir, progress)
-            path = Path(os.path.expanduser(os.fspath(source)))
-            if not path.exists():
-                raise _missing(path, is_text=isinstance(source, str))
-            if path.is_dir():
-                return _folder(path, allow_pickle, cache_dir, progress)
-            return _file(path, allow_pickle, cache_dir, progress)
+            try:
+                return _path(source, allow_pickle, cache_dir, progress)
+            except OSError as e:
+                reason = e.strerror or e
+                raise SourceError(f"'{os.fspath(source)}' cannot be read: {reason}") from e
 
     from torch import nn
 
@@ -62,39 +61,56 @@ def load(
         from patchclamp.model.sources.module import from_module
 
         return from_module(source)
-    if isinstance(source, type) and issubclass(source, nn.Module):
-        raise SourceError(
-            f"'{source.__name__}' is a class, not a network", hint=f"{source.__name__}(...)"
-        )
+    raise _unknown_object(source)
+
+
+def _unknown_object(source: object) -> SourceError:
     given = f"{type(source).__module__}.{type(source).__qualname__}"
     hint = "pass exported.module()" if given.endswith(".ExportedProgram") else None
-    raise SourceError("this cannot be opened as a network", got=given, expected=KINDS, hint=hint)
+    if isinstance(source, type):
+        given, hint = f"the class {source.__name__}", f"make one: {source.__name__}(...)"
+    return SourceError("this cannot be opened as a network", got=given, expected=KINDS, hint=hint)
 
 
 def _named(name: str, cache_dir: Path | None, progress: Progress) -> Loaded:
-    for model in catalogue.PACKAGED:
+    for model in PACKAGED:
         if model.name == name:
             from patchclamp.model.sources.packages import load_packaged
 
             return load_packaged(model, cache_dir=cache_dir, progress=progress)
     from patchclamp.model.sources.bundled import load_specimen
 
-    return load_specimen(catalogue.BUNDLED / name, name=name, origin="bundled")
+    return load_specimen(BUNDLED / name, name=name, origin="bundled")
 
 
-def _folder(
-    folder: Path, allow_pickle: bool, cache_dir: Path | None, progress: Progress
+def _path(
+    source: str | os.PathLike[str],
+    allow_pickle: bool,
+    cache_dir: Path | None,
+    progress: Progress,
 ) -> Loaded:
+    if not os.fspath(source):
+        raise SourceError("the name of the network is empty", expected=KINDS)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise _missing(path, is_text=isinstance(source, str))
+    if path.is_dir():
+        return _folder(path, allow_pickle, cache_dir, progress)
+    return _file(path, allow_pickle, cache_dir, progress)
+
+
+def _folder(folder: Path, allow_pickle: bool, cache_dir: Path | None, progress: Progress) -> Loaded:
     name = folder.resolve().name
-    if (folder / "config.json").is_file():
-        if "specimen" in catalogue.read_config(folder):
+    found = sorted(folder.glob("*.gguf"))
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if (folder / "config.json").is_file() and (has_weights or not found):
+        if "specimen" in read_config(folder):
             from patchclamp.model.sources.bundled import load_specimen
 
             return load_specimen(folder, name=name, origin="specimen folder")
         from patchclamp.model.sources.huggingface import load_folder
 
         return load_folder(folder, name=name, allow_pickle=allow_pickle)
-    found = sorted(folder.glob("*.gguf"))
     if len(found) == 1:
         from patchclamp.model.sources.gguf import load_gguf
 
@@ -153,7 +169,7 @@ def _bare_weights(path: Path) -> SourceError:
 
 
 def _missing(path: Path, *, is_text: bool) -> SourceError:
-    known = catalogue.names()
+    known = names()
     looks_like_path = len(path.parts) > 1 or path.name.lower().endswith(SUFFIXES)
     if is_text and not looks_like_path:
         return SourceError(

@@ -16,8 +16,8 @@ def from_module(module: nn.Module) -> Loaded:
     options that its calls need; of any other only the class is known.
     """
     name = type(module).__name__
-    transformers = sys.modules.get("transformers")
-    if transformers is not None and isinstance(module, transformers.PreTrainedModel):
+    library = sys.modules.get("transformers.modeling_utils")
+    if library is not None and isinstance(module, library.PreTrainedModel):
         from patchclamp.model.sources.huggingface import describe
 
         return describe(module, name=name, origin="module given")
