@@ -259,7 +259,7 @@ def activity() -> Section:
     return Section(
         id="activity",
         title="What the units do",
-        summary="Every unit's activity over the held-out digits, and the inputs that drive it most.",
+        summary="Every unit's activity over the held-out digits, and what drives it most.",
         blocks=(
             Table(title="Units", columns=columns, rows=tuple(rows)),
             Examples(
@@ -312,7 +312,7 @@ def ablation() -> Section:
         holds = values[i] - spread[i] > centre[i] + 0.018
         return Finding(
             id=f"ablation/{sites[i]}",
-            claim=f"Without {sites[i]} the network is worse than without a random group of its size.",
+            claim=f"Losing {sites[i]} costs more than losing a random group of its size.",
             subject=sites[i],
             effect=values[i],
             unit="accuracy lost",
@@ -396,8 +396,8 @@ def sample_document() -> Document:
     """The whole audit."""
     return Document(
         title="Audit of digits-cnn",
-        subtitle="A convolutional network that reads handwritten digits, measured on the 360 digits "
-        "that it was not trained on.",
+        subtitle="A convolutional network that reads handwritten digits, measured on the 360 "
+        "digits that it was not trained on.",
         created="2026-03-02 14:05 UTC",
         command=COMMAND,
         header=Facts(
@@ -514,8 +514,15 @@ def large_document(num: int = 5000) -> Document:
         Column(name="flag", title="Flag", role="flag"),
     )
     rows = tuple(
-        (f"blocks.{i}.unit", "neuron", *(wobble(i, j) * 10 ** (j - 3) for j in range(4)))
-        + (wobble(i, 5) - 0.5, wobble(i, 6), wobble(i, 7), wobble(i, 8) < 0.5)
+        (
+            f"blocks.{i}.unit",
+            "neuron",
+            *(wobble(i, j) * 10 ** (j - 3) for j in range(4)),
+            wobble(i, 5) - 0.5,
+            wobble(i, 6),
+            wobble(i, 7),
+            wobble(i, 8) < 0.5,
+        )
         for i in range(num)
     )
     section = Section(

@@ -10,7 +10,6 @@ refused with the place in it and without a schema library.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -45,6 +44,7 @@ class _AnyBlock:
 
 
 _NAMES = {"Json": _AnyJson, "Cell": _AnyCell, "Block": _AnyBlock}
+_KNOWN_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 def write_findings(document: Document, path: str | os.PathLike[str]) -> None:
@@ -180,9 +180,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, localns=_NAMES)
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of the fields; kept, as working them out costs more than reading an object."""
+    if cls not in _KNOWN_HINTS:
+        _KNOWN_HINTS[cls] = typing.get_type_hints(cls, localns=_NAMES)
+    return _KNOWN_HINTS[cls]
 
 
 def _build(cls: type[T], data: object, where: str) -> T:
@@ -251,7 +253,8 @@ def _read_tuple(args: tuple[Any, ...], data: object, where: str) -> tuple[Any, .
         raise DataError(
             f"{where} has the wrong length", got=str(len(data)), expected=f"{len(args)}"
         )
-    return tuple(_read(arg, x, f"{where}[{i}]") for i, (arg, x) in enumerate(zip(args, data)))
+    pairs = zip(args, data, strict=True)
+    return tuple(_read(arg, x, f"{where}[{i}]") for i, (arg, x) in enumerate(pairs))
 
 
 def _read_block(data: object, where: str) -> object:

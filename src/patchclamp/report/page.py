@@ -27,7 +27,7 @@ from patchclamp.core.document import Document, Passage
 from patchclamp.core.findings import Evidence, Finding, Json, Verdict
 from patchclamp.report import charts
 from patchclamp.report.cells import is_numeric, table_view
-from patchclamp.report.json_form import plain_document
+from patchclamp.report.json_form import document_from_plain, plain_document
 from patchclamp.report.png import png_size
 from patchclamp.report.text import number, prose, shown, visible
 from patchclamp.report.writing import write_whole
@@ -72,6 +72,7 @@ def render(document: Document) -> str:
     what JSON cannot.
     """
     data = plain_document(document)
+    document = document_from_plain(data)  # so that a page and its data never differ
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     finding_anchors = _anchors("f", (finding.id for finding in document.findings))

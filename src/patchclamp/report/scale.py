@@ -7,6 +7,7 @@ of the screen while its text and strokes keep their size.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,11 +26,10 @@ class Scale:
         low, high = min(found), max(found)
         if not low < high:
             spare = abs(low) / 2 or 0.5
-            return cls(low=low - spare, high=high + spare)
-        spare = (high - low) * pad
-        if not math.isfinite(spare):
-            return cls(low=low, high=high)
-        return cls(low=low - spare, high=high + spare)
+        else:
+            spare = (high - low) * pad
+        largest = sys.float_info.max
+        return cls(low=max(low - spare, -largest), high=min(high + spare, largest))
 
     def percent(self, value: float) -> float:
         """Where `value` lies: 0 at `low`, 100 at `high`, clipped to the axis."""
@@ -49,7 +49,7 @@ class Scale:
             return [self.low, self.high]
         rough = length / num
         power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+        step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.7)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         if last - first > 4 * num:  # the axis is too short for the precision of floats

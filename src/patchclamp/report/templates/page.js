@@ -59,7 +59,7 @@
     const space = document.querySelector("svg").namespaceURI;
     const svg = document.createElementNS(space, "svg");
     const rect = document.createElementNS(space, "rect");
-    const place = (x) => 100 * (x / 2 - low / 2) / (high / 2 - low / 2);
+    const place = (x) => 100 * ((x / 2 - low / 2) / (high / 2 - low / 2));
     const set = (element, values) => {
       for (const [name, value] of Object.entries(values)) element.setAttribute(name, value);
     };
@@ -198,7 +198,7 @@
       const to = Math.min(from + PAGE, num);
       const all = this.table.rows.length;
       this.status.textContent = (num ? grouped(String(from + 1)) + "\u2013" + grouped(String(to)) + " of " : "") +
-        grouped(String(num)) + (num < all ? " (" + grouped(String(all)) + " in all)" : "") + " rows";
+        grouped(String(num)) + " rows" + (num < all ? ", " + grouped(String(all)) + " in all" : "");
       if (this.back) {
         this.back.hidden = this.next.hidden = num <= PAGE;
         this.back.disabled = this.page === 0;
