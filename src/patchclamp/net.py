@@ -235,7 +235,22 @@ class Net:
         """
         call = self._call(inputs)
         self._rig.check(call)
+        context = self.loaded.context
+        tokens = next(
+            (x for x in call.tensors() if x.ndim == 2 and not x.is_floating_point()), None
+        )
+        if context is not None and tokens is not None and tokens.shape[1] > context:
+            raise InputError(
+                f"the texts are longer than {self.name} can read",
+                got=f"{tokens.shape[1]} tokens",
+                expected=f"at most {context}",
+                hint="cut them into pieces",
+            )
         return call
+
+    def call_dims(self, call: Call) -> tuple[tuple[int | str, ...], ...]:
+        """Axes of a call's tensors; "batch" and "length" may vary."""
+        return self._rig.dims(call)
 
     def taps(self, names: Sites) -> list[Tap]:
         """Names and globs resolved; captures the network only where a name needs it."""
@@ -328,7 +343,7 @@ class Net:
             return
         if batch_size < 1:
             raise OptionError("batch_size must be at least 1", got=str(batch_size))
-        dims = self._rig.dims(call)
+        dims = self.call_dims(call)
         sizes = [
             x.shape[d.index(BATCH)] for x, d in zip(call.tensors(), dims, strict=True) if BATCH in d
         ]

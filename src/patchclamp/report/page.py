@@ -36,6 +36,7 @@ ROWS_DRAWN = 200
 BARS_OPEN = 60
 LEDGER_OPEN = 8
 PICTURE_SIDE = 72
+PICTURE_MOST = 160
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _LEVELS = {
@@ -115,8 +116,7 @@ def _environment() -> Environment:
         charts=charts,
         table_view=table_view,
         is_numeric=is_numeric,
-        png_size=png_size,
-        picture_scale=_picture_scale,
+        picture_size=picture_size,
         passage=_passage,
         rows_drawn=ROWS_DRAWN,
         bars_open=BARS_OPEN,
@@ -187,9 +187,20 @@ def _count_verdicts(findings: Iterable[Finding]) -> list[tuple[Verdict, int]]:
     return [(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]]
 
 
-def _picture_scale(width: int, height: int) -> int:
-    """Whole enlargement that keeps the pixels of a small picture square and even."""
-    return max(1, PICTURE_SIDE // max(width, height))
+def picture_size(png_base64: str) -> tuple[int, int, bool]:
+    """Width and height on the page, and whether pixels keep their edges.
+
+    A small picture is enlarged by a whole number, which keeps its pixels square
+    and even; a large one is made smaller, smoothly.
+    """
+    size = png_size(png_base64)
+    assert size is not None  # the document was checked
+    longest = max(size)
+    if longest > PICTURE_MOST:
+        width, height = (max(1, round(side * PICTURE_MOST / longest)) for side in size)
+        return width, height, False
+    scale = max(1, PICTURE_SIDE // longest)
+    return size[0] * scale, size[1] * scale, True
 
 
 def _passage(passage: Passage) -> Markup:

@@ -38,12 +38,8 @@ def shown(text: str) -> Markup:
 
 
 def _symbol(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control pictures: U+2400 is for null
-    if code == 0x7F:
-        return "\u2421"
-    return f"\u27e8U+{code:04X}\u27e9"
+    # By number, not as a control picture such as U+2400: many fonts lack those.
+    return f"\u27e8U+{ord(character):04X}\u27e9"
 
 
 def number(value: float | None) -> str:

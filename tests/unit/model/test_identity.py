@@ -39,8 +39,8 @@ def test_any_difference_changes_the_hash(change: str) -> None:
         a.append(nn.ReLU())
         b.append(nn.Tanh())
     elif change == "dtype":
-        b[0].weight.data = b[0].weight.data.view(torch.int32)
-        b[0].weight.requires_grad_(False)
+        a[0].weight.data = a[0].weight.data.half()
+        b[0].weight.data = a[0].weight.data.view(torch.bfloat16)
     else:
         b[0].weight.data = b[0].weight.data.reshape(3, 4)
     assert model_hash(a) != model_hash(b)

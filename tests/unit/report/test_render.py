@@ -32,6 +32,8 @@ from patchclamp.core.document import (
 from patchclamp.core.errors import OutputError
 from patchclamp.core.findings import Evidence
 from patchclamp.report import read_document, render, write_findings, write_page
+from patchclamp.report.page import picture_size
+from patchclamp.report.png import encode_png
 
 
 class Page(html.parser.HTMLParser):
@@ -175,7 +177,7 @@ def test_hostile_strings_are_text() -> None:
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
     )
-    assert "␀" in page.text
+    assert "⟨U+0000⟩" in page.text
     assert "⟨U+202E⟩" in page.text
     assert "🧪" in page.text
     embedded = page.scripts[1]
@@ -277,6 +279,22 @@ def test_passages_show_white_space_strength_and_focus() -> None:
 
 def test_small_pictures_are_enlarged_by_whole_numbers(page: Page) -> None:
     assert {(img["width"], img["height"]) for img in page.all("img")} == {("72", "72")}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shown"),
+    [
+        (8, 8, (72, 72, True)),
+        (28, 10, (56, 20, True)),
+        (72, 72, (72, 72, True)),
+        (100, 90, (100, 90, True)),
+        (640, 320, (160, 80, False)),
+        (5000, 1, (160, 1, False)),
+    ],
+)
+def test_the_size_of_a_picture(width: int, height: int, shown: tuple[int, int, bool]) -> None:
+    png = encode_png(width, height, bytes(width * height), 1)
+    assert picture_size(base64.b64encode(png).decode()) == shown
 
 
 def test_text_is_isolated_by_direction() -> None:

@@ -58,10 +58,10 @@ def test_shares_do_not_round_to_none_or_all(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
-        ("\x00", "␀"),
-        ("\x1b[31m", "␛[31m"),
-        ("a\r\n", "a␍␊"),
-        ("\x7f\x85", "␡⟨U+0085⟩"),
+        ("\x00", "⟨U+0000⟩"),
+        ("\x1b[31m", "⟨U+001B⟩[31m"),
+        ("a\r\n", "a⟨U+000D⟩⟨U+000A⟩"),
+        ("\x7f\x85", "⟨U+007F⟩⟨U+0085⟩"),
         ("\u202eabc\u2069", "⟨U+202E⟩abc⟨U+2069⟩"),
         ("a\u200bb\ufeff", "a⟨U+200B⟩b⟨U+FEFF⟩"),
         ("\udc80", "⟨U+DC80⟩"),
@@ -74,7 +74,7 @@ def test_hidden_characters_are_shown(text: str, seen: str) -> None:
 
 
 def test_prose_keeps_its_lines() -> None:
-    assert prose("a\n\tb\x00") == "a\n\tb␀"
+    assert prose("a\n\tb\x00") == "a\n\tb⟨U+0000⟩"
 
 
 @given(st.lists(FLOATS, max_size=5), FLOATS)

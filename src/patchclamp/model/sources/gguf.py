@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +23,6 @@ from patchclamp.core.errors import SourceError
 from patchclamp.core.progress import Progress
 from patchclamp.model.sources import cache
 from patchclamp.model.sources.huggingface import (
-    FAILURES,
     check_complete,
     describe,
     first_line,
@@ -33,6 +35,8 @@ from patchclamp.model.tokens import TransformersTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Item = TypeVar("Item")
 
 CACHE_FORMAT = "1"
 MAX_STRING = 1 << 20
@@ -200,7 +204,7 @@ def _dequantise(
 
     auto = getattr(transformers, AUTO.get(header.architecture, "AutoModelForCausalLM"))
     try:
-        with quiet(progress):
+        with quiet(), _reporting(progress):
             module, info = auto.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
@@ -212,13 +216,38 @@ def _dequantise(
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
             )
-    except FAILURES as e:
+    except Exception as e:  # the library checks little and raises whatever it meets
         raise SourceError(
             f"GGUF file '{path}' (architecture '{header.architecture}') cannot be opened: "
             f"{first_line(e)}",
             hint="if the file is whole, transformers does not read this architecture from GGUF",
         ) from e
     return module.eval(), tokenizer, check_complete(module, info, path)
+
+
+@contextmanager
+def _reporting(progress: Progress) -> Iterator[None]:
+    """One of the library's readers draws a bar of its own, which its switch does not reach."""
+    try:
+        reader = import_module("transformers.modeling_gguf_pytorch_utils")
+        drawn = reader.tqdm
+    except (ImportError, AttributeError):  # a version without it
+        yield
+        return
+
+    def reported(items: Iterable[Item], **_drawing: object) -> Iterator[Item]:
+        held = list(items)
+        progress.start("dequantising", total=len(held), unit="tensors")
+        for item in held:
+            yield item
+            progress.advance()
+        progress.finish()
+
+    reader.tqdm = reported  # type: ignore[attr-defined]  # put back below
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn  # type: ignore[attr-defined]
 
 
 def _save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -13,15 +13,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 
 from patchclamp.core.errors import MissingExtraError, SourceError, UnsafeFileError
 from patchclamp.core.findings import Json
-from patchclamp.core.progress import SILENT, Progress
 from patchclamp.model.sources import safetensors_file
 from patchclamp.model.sources.catalogue import read_config
 from patchclamp.model.sources.image_processor import read_preprocessing
@@ -30,8 +27,6 @@ from patchclamp.model.tokens import TransformersTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Item = TypeVar("Item")
 
 INSTALL = "pip install 'patchclamp[hf]'"
 EXAMPLE_LENGTH = 8
@@ -62,18 +57,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-
-FAILURES = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    SafetensorError,
-)
-"""What transformers raises for a folder that it cannot read."""
 
 
 def load_folder(
@@ -145,8 +128,8 @@ def require(*modules: str, install: str = INSTALL) -> None:
 
 
 @contextmanager
-def quiet(progress: Progress = SILENT) -> Iterator[None]:
-    """Send the library's own bars to `progress` and hold back its log; both as found afterwards."""
+def quiet() -> Iterator[None]:
+    """Hold back the library's bars and log; both as found afterwards."""
     # as attributes of modules, because these libraries declare neither exports nor types
     logging = import_module("transformers.utils.logging")
     hub_bars = import_module("huggingface_hub.utils.tqdm")
@@ -155,34 +138,13 @@ def quiet(progress: Progress = SILENT) -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        with _reporting(import_module("transformers.modeling_gguf_pytorch_utils"), progress):
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
         if hub_bars_off:
             hub_bars.disable_progress_bars()
-
-
-@contextmanager
-def _reporting(reader: ModuleType, progress: Progress) -> Iterator[None]:
-    """The GGUF reader draws a bar that its library's switch does not reach."""
-    drawn = reader.tqdm
-
-    def reported(items: Iterable[Item], desc: str = "") -> Iterator[Item]:
-        held = list(items)
-        progress.start("dequantising", total=len(held), unit="tensors")
-        for item in held:
-            yield item
-            progress.advance()
-        progress.finish()
-
-    reader.tqdm = reported  # type: ignore[attr-defined]  # put back below
-    try:
-        yield
-    finally:
-        reader.tqdm = drawn  # type: ignore[attr-defined]
 
 
 def read_tokenizer(folder: Path) -> TransformersTokenizer | None:
@@ -303,7 +265,7 @@ def _read(folder: Path, auto: str, *, safe: bool) -> tuple[PreTrainedModel, tupl
             use_safetensors=safe,
             output_loading_info=True,
         )
-    except FAILURES as e:
+    except Exception as e:  # the library checks little and raises whatever it meets
         raise SourceError(f"'{folder}' cannot be opened: {first_line(e)}") from e
     return module.eval(), check_complete(module, info, folder)
 

@@ -13,12 +13,8 @@
       "\\u{2028}-\\u{202e}\\u{2060}-\\u{206f}\\u{d800}-\\u{dfff}\\u{feff}\\u{fff9}-\\u{fffb}" +
       "\\u{fffe}\\u{ffff}\\u{e0000}-\\u{e007f}]", "gu");
 
-  const visible = (text) => text.replace(HIDDEN, (character) => {
-    const code = character.codePointAt(0);
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
-    return "\u27e8U+" + code.toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
-  });
+  const visible = (text) => text.replace(HIDDEN, (character) =>
+    "\u27e8U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9");
 
   const stripped = (digits) => digits.includes(".") ? digits.replace(/\.?0+$/, "") : digits;
   const grouped = (digits) => {

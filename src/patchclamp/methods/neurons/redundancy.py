@@ -1,0 +1,84 @@
+"""Units of a site that say the same thing: pairs with nearly the same activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedundancyResult:
+    """Redundant pairs of one site.
+
+    Attributes:
+        pairs: columns `a`, `b` (unit numbers), `correlation`; strongest first.
+        num_pairs: how many pairs reach the limit.
+        num_tested: how many pairs of moving units there are.
+        null_max: 95% quantile over shuffles of the largest |correlation| of any pair.
+    """
+
+    pairs: pl.DataFrame
+    num_pairs: int
+    num_tested: int
+    null_max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redundancy:
+    """Pairs of units with |correlation| above a limit, against shuffled observations.
+
+    The null shuffles each unit's observations on its own and takes the largest
+    |correlation| over all pairs, so that the many pairs are paid for.
+
+    Shapes: values (observation, unit).
+    Units: Pearson correlation, -1..1.
+    Randomness: the shuffles, by `seed`.  Cost: (1 + shuffles) x observations x units^2.
+    Fails when: two units agree on this data and differ elsewhere.
+    Source: the Pearson correlation; max-statistic null, Westfall & Young 1993.
+    """
+
+    limit: float = 0.95
+    shuffles: int = 20
+    seed: int = 0
+    max_listed: int = 50
+
+    def run(self, values: Float[Tensor, "observation unit"]) -> RedundancyResult:
+        """Find the pairs; see the class."""
+        generator = torch.Generator().manual_seed(self.seed)
+        scaled, moving = _scaled(values)
+        found = torch.triu(scaled.T @ scaled, diagonal=1).clamp(-1, 1)
+        null = torch.zeros(self.shuffles)
+        for i in range(self.shuffles):
+            order = torch.rand(scaled.shape, generator=generator).argsort(0)
+            mixed = scaled.gather(0, order)
+            null[i] = torch.triu(mixed.T @ mixed, diagonal=1).abs().max() if len(moving) > 1 else 0
+        strong = found.abs() >= self.limit
+        at = strong.nonzero()
+        value = found[strong]
+        order = value.abs().argsort(descending=True)[: self.max_listed]
+        pairs = pl.DataFrame(
+            {
+                "a": moving[at[order, 0]].numpy(),
+                "b": moving[at[order, 1]].numpy(),
+                "correlation": value[order].double().numpy(),
+            }
+        )
+        num = len(moving)
+        return RedundancyResult(
+            pairs=pairs,
+            num_pairs=int(strong.sum()),
+            num_tested=num * (num - 1) // 2,
+            null_max=float(null.quantile(0.95)),
+        )
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns with mean 0 and norm 1, of the units that move at all; and their numbers."""
+    centred = values - values.mean(0)
+    norm = centred.norm(dim=0)
+    moving = (norm > 1e-6 * norm.max().clamp(min=1e-30)).nonzero()[:, 0]
+    return centred[:, moving] / norm[moving], moving
