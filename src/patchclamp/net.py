@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -39,6 +39,9 @@ from patchclamp.model.identity import model_hash
 from patchclamp.model.inputs import BATCH, Call, as_call, principal
 from patchclamp.model.sources import Loaded, Task, load
 from patchclamp.model.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from patchclamp.store import Store
 
 Sites: TypeAlias = "str | Iterable[str]"
 Edits: TypeAlias = "Edit | Mapping[str, object] | Sequence[Edit | Mapping[str, object]]"
@@ -182,6 +185,10 @@ class Net:
     def sites(self) -> SiteTable:
         """Every site of every engine, with the standard aliases. Captures the network once."""
         return self._rig.full_table(self._progress)
+
+    def quick_sites(self) -> SiteTable:
+        """Module values and their names only: no capture is made for it."""
+        return self._rig.quick_table()
 
     def coverage(self) -> CoverageReport:
         """Which sites each engine offers here, and why others are missing."""
@@ -335,6 +342,35 @@ class Net:
                 )
                 parts.append(_seen(taps, values))
         return joined(parts, taps)
+
+    def record_to(
+        self,
+        path: str | os.PathLike[str],
+        dataset: object,
+        sites: Sites,
+        *,
+        dtype: str = "float32",
+        batch_size: int = 32,
+        shard_examples: int = 256,
+        engine: EngineName | str = EngineName.AUTO,
+        max_length: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Store:
+        """Stream values at sites to a store on disk; see `patchclamp.recording.record_to`."""
+        from patchclamp.recording import record_to
+
+        return record_to(
+            self,
+            path,
+            dataset,
+            sites,
+            dtype=dtype,
+            batch_size=batch_size,
+            shard_examples=shard_examples,
+            engine=engine,
+            max_length=max_length,
+            progress=progress,
+        )
 
     def batches(self, call: Call, batch_size: int | None) -> Iterator[Call]:
         """The call in pieces of at most `batch_size` examples."""

@@ -10,10 +10,12 @@ number of threads).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -71,14 +73,15 @@ class _Feed:
     mask: torch.Tensor | None = None
     prepare: Callable[[Call], Call] | None = None
 
-    def ready(self, batch: Call) -> Call:
+    def ready(self, batch: Call, device: torch.device) -> Call:
         """A batch of `call` as it is run."""
-        return batch if self.prepare is None else self.prepare(batch)
+        prepared = batch if self.prepare is None else self.prepare(batch)
+        return prepared.mapped([x.to(device) for x in prepared.tensors()])
 
 
 def record_to(
     net: Net,
-    path: str | Path,
+    path: str | os.PathLike[str],
     dataset: object,
     sites: str | Iterable[str],
     *,
@@ -114,6 +117,7 @@ def record_to(
     stored = _stored_type(dtype)
     for name, value in (("batch_size", batch_size), ("shard_examples", shard_examples)):
         _at_least_one(name, value)
+    device = net.example.tensors()[0].device
     feed = _feed(net, dataset, max_length)
     taps = net.taps(sites)
     if not taps:
@@ -137,15 +141,15 @@ def record_to(
     )
     if feed.mask is not None and MASK not in dict(feed.call.kwargs):
         _check_padding(net, feed, taps, engine)
-    with StoreWriter(path, manifest, progress) as writer:
+    with StoreWriter(Path(path), manifest, progress) as writer:
         if not writer.finished:
             for batch, mask in _batches(net, feed, writer.next_example, batch_size, shard_examples):
-                arrays = _values(net, feed.ready(batch), taps, engine)
+                arrays = _values(net, feed.ready(batch, device), taps, engine)
                 if mask is not None:
                     arrays[MASK] = mask
                 writer.append(arrays)
             writer.finish()
-    return open_store(path)
+    return open_store(Path(path))
 
 
 def _batches(
@@ -181,7 +185,7 @@ def _probed(
                 hint="leave it out; net.record returns it",
             )
     probe = next(net.batches(feed.call, min(PROBE_ROWS, feed.num_examples)))
-    values = _values(net, feed.ready(probe), taps, engine)
+    values = _values(net, feed.ready(probe, net.example.tensors()[0].device), taps, engine)
     specs = []
     for tap in taps:
         value = values[tap.label]
@@ -235,13 +239,22 @@ def _feed(net: Net, dataset: object, max_length: int | None) -> _Feed:
 
 
 def _arrays_feed(net: Net, inputs: object, name: str, known: str | None) -> _Feed:
-    if max(getattr(inputs, "shape", (1,)), default=1) and not len(getattr(inputs, "shape", (1,))):
-        raise DataError("a dataset has an axis of examples", got="a single number")
+    dims = net.input_dims[0]
+    if BATCH not in dims:
+        raise InputError(
+            f"the batch of {net.name} is fixed, so a dataset cannot be run through it",
+            got=f"inputs of shape {dims}",
+            hint="open it with example inputs of two or more rows, if it takes them",
+        )
     call = net.call(inputs)
     tensors = call.tensors()
-    _check_context(net, tensors[0] if tensors else None)
-    digest = known if known is not None else data_hash(tensors)
-    return _Feed(name=name, hash=digest, call=call, num_examples=_num_examples(net, call))
+    _check_context(net, tensors[0])
+    return _Feed(
+        name=name,
+        hash=known if known is not None else data_hash(tensors),
+        call=call,
+        num_examples=tensors[0].shape[dims.index(BATCH)],
+    )
 
 
 def _texts_feed(
@@ -304,9 +317,9 @@ def in_form(images: torch.Tensor, form: Preprocessing) -> torch.Tensor:
 # ---- checks -------------------------------------------------------------------
 
 
-def _check_context(net: Net, ids: torch.Tensor | None) -> None:
+def _check_context(net: Net, ids: torch.Tensor) -> None:
     context = net.loaded.context
-    if context is None or ids is None or ids.is_floating_point() or ids.ndim != 2:
+    if context is None or ids.is_floating_point() or ids.ndim != 2:
         return
     if ids.shape[1] > context:
         raise InputError(
@@ -360,11 +373,6 @@ def _real(mask: torch.Tensor, tap: Tap, ndim: int) -> torch.Tensor:
     return real
 
 
-def _num_examples(net: Net, call: Call) -> int:
-    """Rows along the batch axis. Raises: InputError if the batch is fixed or empty."""
-    return sum(len(part) for part in _lengths(net, call))
-
-
 def _stored_type(dtype: StoredType | str) -> StoredType:
     if dtype not in set(StoredType):
         raise OptionError(
@@ -380,5 +388,10 @@ def _at_least_one(name: str, value: int) -> None:
         raise OptionError(f"{name} must be a whole number of at least 1", got=repr(value))
 
 
-def _versions() -> Mapping[str, str]:
-    ...
+def _versions() -> dict[str, str]:
+    """Packages that the values depend on, as far as they are installed."""
+    found = {}
+    for name in ("patchclamp", "torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -11,9 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 import torch
 
-from patchclamp.core.edits import Chosen, Edit, Frame, Index, axis_of, fit
+from patchclamp.core.edits import (
+    Chosen,
+    Edit,
+    Frame,
+    Index,
+    Labelled,
+    axis_of,
+    fit,
+    indices,
+    labelled,
+)
 from patchclamp.core.errors import EditError, nearest
 from patchclamp.core.findings import Json
 
@@ -46,6 +57,12 @@ class Mean(Edit):
 
     def new(self, part: torch.Tensor, frame: Frame, chosen: Chosen) -> torch.Tensor:
         axes = [axis_of(name, frame) for name in self.over]
+        if not (part.is_floating_point() or part.is_complex()):
+            raise EditError(
+                f"site '{frame.label}' holds whole numbers, which have no mean of their own type",
+                got=str(part.dtype).removeprefix("torch."),
+                hint="use zero, patch, clamp or resample",
+            )
         if self.values is None:
             return part.mean(axes, keepdim=True)
         reference = _reference(self.values, part, frame)
@@ -210,7 +227,7 @@ def _required(given: Values | None, name: str, edit: Edit) -> Values:
 
 def _reference(given: Values, part: torch.Tensor, frame: Frame) -> torch.Tensor:
     """Reference activations as a tensor with all axes of the site, batch of any size."""
-    data = getattr(given, "values", given) if hasattr(given, "dims") else given
+    data = labelled(given, frame) if hasattr(given, "dims") else given
     tensor = torch.as_tensor(data, device=part.device).to(part.dtype)
     if tensor.ndim != part.ndim:
         raise EditError(
@@ -252,17 +269,19 @@ def edit_from_dict(data: Mapping[str, object]) -> Edit:
     if not isinstance(where, Mapping):
         raise EditError("where= must map axes to indices", got=type(where).__name__)
     options["where"] = {str(axis): _index(index) for axis, index in where.items()}
+    for name, value in options.items():
+        if name != "where" and isinstance(value, Mapping) and {"dims", "values"} == set(value):
+            options[name] = Labelled(tuple(value["dims"]), np.asarray(value["values"]))
     return cls(**options)  # type: ignore[arg-type]  # the option names were checked above
 
 
 def _index(given: object) -> Index:
     if isinstance(given, Mapping):
         return slice(given.get("start"), given.get("stop"), given.get("step"))
-    if isinstance(given, (int, slice)):
+    if isinstance(given, slice):
         return given
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [int(i) for i in given]
-    raise EditError("an index is an integer, a list of integers or a slice", got=repr(given))
+    listed = indices(given)
+    return listed[0] if isinstance(given, int) else listed
 
 
 def as_edits(given: object) -> list[Edit]:

@@ -15,7 +15,8 @@ site; `example` is the batch axis and `unit` the axis that counts units
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -66,7 +67,11 @@ class Edit:
             return value
         part = chosen.of(value)
         made = self.new(part, frame, chosen).to(value.dtype).expand_as(part)
-        return made if chosen.everything else value.index_put(chosen.index, made)
+        if not chosen.everything:
+            return value.index_put(chosen.index, made)
+        # A copy: an in-place operation downstream (`relu_`) must neither write into what the
+        # user gave nor meet a broadcast tensor.
+        return made.clone()
 
     def to_dict(self) -> dict[str, Json]:
         """Plain data that `edit_from_dict` turns back into this edit."""
@@ -146,7 +151,7 @@ def axis_of(name: str, frame: Frame) -> int:
 def _listed(wanted: Index, size: int, name: str, frame: Frame) -> list[int]:
     if isinstance(wanted, slice):
         return list(range(*wanted.indices(size)))
-    listed = [wanted] if isinstance(wanted, int) else [int(i) for i in wanted]
+    listed = indices(wanted)
     for i in listed:
         if not -size <= i < size:
             raise EditError(
@@ -159,14 +164,36 @@ def _listed(wanted: Index, size: int, name: str, frame: Frame) -> list[int]:
 def _windowed(wanted: Index, size: int, offset: int) -> list[int]:
     """Rows of a window that starts at `offset`; negative positions count from the window's end."""
     if isinstance(wanted, slice):
-        start, stop, step = wanted.start, wanted.stop, wanted.step or 1
-        start = 0 if start is None else start + (offset + size if start < 0 else 0)
-        stop = offset + size if stop is None else stop + (offset + size if stop < 0 else 0)
-        absolute = range(start, stop, step)
-        return [p - offset for p in range(offset, offset + size) if p in absolute]
-    listed = [wanted] if isinstance(wanted, int) else [int(i) for i in wanted]
-    rows = [i + size if i < 0 else i - offset for i in listed]
+        rows = [p - offset for p in range(*wanted.indices(offset + size))]
+    else:
+        rows = [i + size if i < 0 else i - offset for i in indices(wanted)]
     return [r for r in rows if 0 <= r < size]
+
+
+def indices(wanted: object) -> list[int]:
+    """An integer or several, of Python's or numpy's or torch's types, as a list.
+
+    Raises:
+        EditError: anything else. Masks are refused: as numbers they would mean rows 0 and 1.
+    """
+    several = wanted if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
+    if getattr(wanted, "ndim", 1) == 0:
+        several = [wanted]
+    listed = []
+    for i in several:
+        if isinstance(i, (bool, np.bool_)) or getattr(i, "dtype", None) is torch.bool:
+            raise EditError(
+                "an index is an integer, a list of integers or a slice",
+                got=repr(wanted),
+                hint="for a mask give the indices where it holds: numpy.flatnonzero(mask)",
+            )
+        try:
+            listed.append(operator.index(i))  # type: ignore[arg-type]  # refused below
+        except TypeError:
+            raise EditError(
+                "an index is an integer, a list of integers or a slice", got=repr(wanted)
+            ) from None
+    return listed
 
 
 def fit(given: object, part: torch.Tensor, frame: Frame, chosen: Chosen) -> torch.Tensor:
@@ -176,7 +203,7 @@ def fit(given: object, part: torch.Tensor, frame: Frame, chosen: Chosen) -> torc
     axes of the site (the same part of it is taken); a vector as long as the unit
     axis; or anything that broadcasts to the part.
     """
-    tensor = _labelled(given, frame) if hasattr(given, "dims") else _plain_tensor(given, part)
+    tensor = labelled(given, frame) if hasattr(given, "dims") else _plain_tensor(given, part)
     tensor = tensor.to(device=part.device)
     full, shape = chosen.full, tuple(part.shape)
     units = unit_axis(frame.axes)
@@ -202,7 +229,16 @@ def _plain_tensor(given: object, part: torch.Tensor) -> torch.Tensor:
     return tensor.to(part.dtype)
 
 
-def _labelled(given: object, frame: Frame) -> torch.Tensor:
+@dataclass(frozen=True)
+class Labelled:
+    """An array with named axes, as it is read back from plain data."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+
+
+def labelled(given: object, frame: Frame) -> torch.Tensor:
+    """An array with named axes, turned to the site's axes; those it lacks have size 1."""
     dims = tuple("batch" if d == "example" else str(d) for d in getattr(given, "dims", ()))
     unknown = [d for d in dims if d not in frame.axes]
     if unknown:
@@ -259,7 +295,8 @@ def misfit(got: tuple[int, ...], part: tuple[int, ...], frame: Frame, chosen: Ch
 def _plain_index(index: Index) -> Json:
     if isinstance(index, slice):
         return {"start": index.start, "stop": index.stop, "step": index.step}
-    return index if isinstance(index, int) else [int(i) for i in index]
+    listed: list[Json] = [*indices(index)]
+    return listed[0] if isinstance(index, int) or getattr(index, "ndim", 1) == 0 else listed
 
 
 def _plain(value: object) -> Json:
@@ -270,7 +307,7 @@ def _plain(value: object) -> Json:
         data: Json = value.tolist()
         return data
     if hasattr(value, "values") and hasattr(value, "dims"):
-        return _plain(value.values)
+        return {"dims": [str(d) for d in value.dims], "values": _plain(value.values)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise EditError("this edit's option cannot be written as JSON", got=type(value).__name__)

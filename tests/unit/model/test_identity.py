@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx, nn
+
 from patchclamp.core.errors import InputError, SourceError
 from patchclamp.model.identity import data_hash, model_hash
-from torch import fx, nn
 
 
 def make(seed: int = 0) -> nn.Sequential:

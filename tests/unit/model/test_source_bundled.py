@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from patchclamp.core.errors import MissingExtraError, SourceError
 from patchclamp.model.sources import Task, catalogue, load
 from patchclamp.model.sources.catalogue import PACKAGED, require_packaged
 from patchclamp.model.tokens import ByteTokenizer
 from patchclamp.specimens import build
-from safetensors.torch import load_file, save_file
 
 LM = {
     "specimen": "tiny_lm",

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from patchclamp.model.sources import cache
 
 FACTS = {"format": "1"}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from patchclamp.core.errors import SourceError, UnsafeFileError
 from patchclamp.model.sources import load
-from torch import nn
 
 RAN: list[str] = []
 

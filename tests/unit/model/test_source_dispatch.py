@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from patchclamp.core.errors import SourceError, UnsafeFileError
-from patchclamp.model.sources import Task, catalogue, load
 from safetensors.torch import save_file
 from torch import nn
+
+from patchclamp.core.errors import SourceError, UnsafeFileError
+from patchclamp.model.sources import Task, catalogue, load
 
 
 def test_a_given_module_is_the_same_object_untouched() -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from patchclamp.core.errors import MissingExtraError, SourceError, UnsafeFileError
 from patchclamp.core.progress import Silent
 from patchclamp.model.identity import model_hash
 from patchclamp.model.sources import Task, load
 from patchclamp.model.sources import cache as cache_module
 from patchclamp.model.sources.gguf import read_header
-from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers", reason="needs the hf extra")
 gguf = pytest.importorskip("gguf", reason="needs the hf extra")
@@ -55,11 +55,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def llama(tmp_path: Path) -> Iterator[tuple[Path, torch.nn.Module]]:
+def llama(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
     torch.manual_seed(0)
     module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
     module.save_pretrained(tmp_path / "llama")
-    yield tmp_path / "llama", module
+    return tmp_path / "llama", module
 
 
 def edit_config(folder: Path, **changes: object) -> None:

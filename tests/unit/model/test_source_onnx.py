@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from patchclamp.core.errors import MissingExtraError, SourceError, UnsafeFileError
 from patchclamp.model.sources import load
 from patchclamp.model.sources.torchvision_stand_in import import_onnx2torch
@@ -199,7 +200,7 @@ def test_missing_and_short_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="'w' are missing"):
         load(outside(tmp_path, "w.bin"))
     (tmp_path / "w.bin").write_bytes(b"x" * 10)
-    with pytest.raises(SourceError, match="'w'.*cut short"):
+    with pytest.raises(SourceError, match=r"'w'.*cut short"):
         load(outside(tmp_path, "w.bin"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from patchclamp.core.errors import InputError
 from patchclamp.model.tokens import ByteTokenizer, Tokenizer, TransformersTokenizer
 

@@ -48,7 +48,8 @@ class Selectivity:
     several rows, with each group's labels turned by a random offset, which keeps
     neighbouring tokens alike.
 
-    Shapes: activations (row, unit), labels (row), groups (row); results (unit).
+    Shapes: activations (row, unit), labels (row; negative: of no class), groups (row);
+        results (unit).
     Units: area in 0..1; .5 is chance.
     Randomness: the split and the shuffles, by `seed`.  Cost: shuffles x rows x units x classes.
     Raises: DataError for fewer than two classes with 4 rows in each half.
@@ -170,8 +171,8 @@ def _halves(groups: Int[Tensor, "row"], generator: torch.Generator) -> tuple[Ten
 
 
 def _usable(labels: Int[Tensor, "row"], halves: tuple[Tensor, Tensor]) -> Int[Tensor, "class"]:
-    """Classes with at least 4 rows inside and outside in both halves."""
-    classes = labels.unique()
+    """Classes with at least 4 rows inside and outside in both halves; negative labels are no class."""
+    classes = labels[labels >= 0].unique()
     enough = torch.ones(classes.numel(), dtype=torch.bool)
     for half in halves:
         count = (labels[half][:, None] == classes).sum(0)

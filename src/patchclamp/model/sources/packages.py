@@ -67,8 +67,5 @@ def _efficientnet(path: Path, *, name: str, origin: str) -> Loaded:
             mean=(127.0,) * 3,
             std=(128.0,) * 3,
         ),
-        notes=(
-            "the package names no classes; outputs are the 1,000 classes of ILSVRC-2012 in "
-            "the order of their synset ids",
-        ),
+        notes=("the package names no classes",),
     )

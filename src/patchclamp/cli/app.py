@@ -1,0 +1,89 @@
+"""The table of commands, and what happens when one of them ends, well or not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Group
+
+from patchclamp import __version__
+from patchclamp.cli.failures import DEBUG, describe
+from patchclamp.cli.terminal import message
+
+COMMANDS = (
+    ("audit", "audit", "Measure a trained network's insides and write one page."),
+    ("record", "record", "Stream activations of a dataset into a store on disk."),
+    ("sites", "sites", "Print the addresses that can be recorded and edited."),
+    ("report", "report", "Draw the page of an audit again from its findings."),
+    ("verify-store", "verify_store", "Compare a store with its checksums."),
+    ("models", "catalogues", "List the networks that open by name."),
+    ("data", "catalogues", "List the datasets that load by name."),
+    ("doctor", "doctor", "Say what is installed and whether it works here."),
+    ("version", "catalogues", "Print the version."),
+)
+"""Name, module (whose function has the command's name) and one line of help."""
+
+EPILOGUE = (
+    "Exit codes: 0 clean, 1 findings, 2 wrong call, 3 failure. "
+    f"{DEBUG}=1 shows tracebacks, NO_COLOR=1 turns colours off."
+)
+
+
+def build() -> App:
+    """The app with its commands as import paths: nothing of theirs is imported here."""
+    app = App(
+        name="patchclamp",
+        help="Record any unit, clamp any unit, trace the circuit, and prove what it does.",
+        help_epilogue=EPILOGUE,
+        version=f"patchclamp {__version__}",
+        version_flags=["--version"],
+        group_commands=Group.create_ordered("Commands"),
+        suppress_keyboard_interrupt=False,
+        help_format="plaintext",
+    )
+    for number, (name, module, line) in enumerate(COMMANDS):
+        function = name.replace("-", "_")
+        app.command(f"patchclamp.cli.{module}:{function}", name=name, help=line, sort_key=number)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code and raises nothing but SystemExit."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = build()(
+            tokens, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_left()
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, tokens)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """The entry point of the script `patchclamp`."""
+    sys.exit(run())
+
+
+def _failed(error: BaseException, tokens: Sequence[str]) -> int:
+    if os.environ.get(DEBUG) == "1" and not isinstance(error, CycloptsError):
+        import traceback
+
+        traceback.print_exception(error)
+    failure = describe(error, tokens, [name for name, _, _ in COMMANDS])
+    with contextlib.suppress(BrokenPipeError):
+        for line in failure.lines:
+            message(line)
+    return failure.exit_code
+
+
+def _reader_left() -> int:
+    """Whoever read stdout has gone (`| head`): end as other tools do, without a word."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    return 128 + 13
