@@ -374,7 +374,8 @@ class LengthFirst(nn.Module):
 
 
 class Attend(nn.Module):
-    """Self-attention on its own. `how` is "fused", "causal", "masked", "grouped" or "eager"."""
+    """Self-attention on its own. `how` is "fused", "causal", "masked", "grouped", or written
+    out: "eager", "permuted" (keys laid out for the product at once) or "einsum"."""
 
     def __init__(self, how: str, num_heads: int = 4, width: int = 16) -> None:
         super().__init__()
@@ -393,6 +394,14 @@ class Attend(nn.Module):
         if self.how == "eager":
             scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
             z = torch.softmax(scores, -1) @ v
+        elif self.how == "permuted":
+            k = self.k(x).unflatten(-1, (self.num_kv, -1)).permute(0, 2, 3, 1)
+            z = torch.softmax(q @ k * q.shape[-1] ** -0.5, -1) @ v
+        elif self.how == "einsum":
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+            z = torch.einsum("bhqk,bkhd->bqhd", torch.softmax(scores, -1), v)
+            return self.o(z.flatten(2))
         elif self.how == "masked":
             length = x.shape[1]
             distance = torch.arange(length)[:, None] - torch.arange(length)[None]

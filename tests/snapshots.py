@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
     has_grad: dict[str, bool]
     attributes: dict[str, dict[str, str]]
     rng: str
-    function_apply: bool
+    function_apply: int
     grad_mode: bool
 
 
@@ -51,7 +51,7 @@ def snapshot(module: nn.Module) -> Snapshot:
         has_grad={n: t.grad is not None for n, t in tensors.items()},
         attributes={n: {k: _brief(v) for k, v in vars(m).items()} for n, m in named},
         rng=digest(torch.random.get_rng_state()),
-        function_apply="apply" in vars(torch.autograd.Function),
+        function_apply=id(vars(torch.autograd.Function).get("apply")),
         grad_mode=torch.is_grad_enabled(),
     )
 

@@ -1,4 +1,4 @@
-"""What the time allows: measured on this machine, spent in a fixed order, with a list of what was left out."""
+"""What the time allows, measured on this machine, with a list of what was left out."""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 from cyclopts import App, CycloptsError, Group
 
@@ -30,6 +32,10 @@ EPILOGUE = (
     "Exit codes: 0 clean, 1 findings, 2 wrong call, 3 failure. "
     f"{DEBUG}=1 shows tracebacks, NO_COLOR=1 turns colours off."
 )
+
+
+READER_LEFT = 128 + 13
+"""Exit code of a tool whose reader has gone: that of SIGPIPE."""
 
 
 def build() -> App:
@@ -59,7 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except BrokenPipeError:
-        return _reader_left()
+        _let_go(sys.stdout, sys.stderr)  # whoever read has gone (`| head`): end as other tools do
+        return READER_LEFT
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, tokens)
     return result if isinstance(result, int) else 0
@@ -71,19 +78,26 @@ def main() -> None:
 
 
 def _failed(error: BaseException, tokens: Sequence[str]) -> int:
-    if os.environ.get(DEBUG) == "1" and not isinstance(error, CycloptsError):
-        import traceback
-
-        traceback.print_exception(error)
+    """Say what went wrong; returns the exit code."""
     failure = describe(error, tokens, [name for name, _, _ in COMMANDS])
-    with contextlib.suppress(BrokenPipeError):
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _let_go(sys.stdout)
+    try:
+        if os.environ.get(DEBUG) == "1" and not isinstance(error, CycloptsError):
+            traceback.print_exception(error)
         for line in failure.lines:
             message(line)
+    except OSError:
+        _let_go(sys.stderr)
     return failure.exit_code
 
 
-def _reader_left() -> int:
-    """Whoever read stdout has gone (`| head`): end as other tools do, without a word."""
+def _let_go(*streams: TextIO) -> None:
+    """What these streams still hold goes nowhere, so that Python's own exit stays quiet."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    return 128 + 13
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -128,11 +128,10 @@ def strongest(findings: Iterable[Finding], num: int) -> list[Finding]:
     levels = list(Evidence)
 
     def strength(finding: Finding) -> tuple[int, float]:
-        distance = 0.0
-        if finding.null is not None and finding.effect is not None:
-            spread = max(finding.null.high - finding.null.low, 1e-12)
-            distance = abs(finding.effect - finding.null.mean) / spread
-        return levels.index(finding.evidence), distance
+        level, null = levels.index(finding.evidence), finding.null
+        if finding.effect is None or null is None or null.low is None or null.high is None:
+            return level, 0.0
+        return level, abs(finding.effect - null.mean) / max(null.high - null.low, 1e-12)
 
     decided = [f for f in findings if f.verdict is not Verdict.UNKNOWN]
     return sorted(decided, key=strength, reverse=True)[:num]

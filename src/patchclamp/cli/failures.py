@@ -48,6 +48,11 @@ def describe(error: BaseException, tokens: Sequence[str], commands: Sequence[str
         return Failure(
             what="out of memory", hint="give fewer examples, smaller batches or fewer sites"
         )
+    if isinstance(error, ImportError):
+        return Failure(
+            what=f"a package that this needs cannot be imported: {error}",
+            hint="patchclamp doctor says what is missing and how to get it",
+        )
     if isinstance(error, OSError):
         return _system(error)
     return Failure(

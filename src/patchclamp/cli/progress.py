@@ -1,4 +1,4 @@
-"""Progress on stderr, with rate and time left: bars on a terminal, now and then a line elsewhere."""
+"""Progress on stderr with rate and time left: bars on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 

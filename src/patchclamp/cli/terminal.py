@@ -67,7 +67,12 @@ def table(stream: TextIO, heads: Sequence[str], rows: Iterable[Sequence[str]]) -
         drawn.add_column(head, overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(shown(cell)) for cell in row))
-    console(stream).print(drawn)
+    # Captured, because the console itself would end the program if the reader has gone.
+    drawing = console(stream)
+    with drawing.capture() as captured:
+        drawing.print(drawn)
+    lines = captured.get().splitlines()
+    stream.write(_encodable("\n".join(line.rstrip() for line in lines), stream) + "\n")
 
 
 def require_writable(option: str, path: Path) -> None:

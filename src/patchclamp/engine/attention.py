@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -36,15 +36,19 @@ class Attention:
         roles: role ("q", "k", "v", "scores", "pattern", "z") -> address.
         num_heads: where batch and heads share an axis, how many heads there are.
         grouped: keys and values have fewer heads than queries.
+        orders: order of the axes of roles that do not lie as (batch, head, position, unit).
     """
 
     module: str
     roles: dict[str, str]
     num_heads: int | None = None
     grouped: bool = False
+    orders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def axes(self, role: str) -> tuple[str, ...]:
         """Axis names of a role's value, seen through `view(role)`."""
+        if role in self.orders:
+            return self.orders[role]
         if role in ("scores", "pattern"):
             return ("batch", "head", "query", "key")
         head = "kv_head" if self.grouped and role in ("k", "v") else "head"
@@ -96,22 +100,64 @@ def _written_out(softmax: Node, users: dict[Node, list[Node]]) -> Attention | No
         return None
     probabilities = _carriers(softmax, users)
     v = next((x for x in value.inputs() if x not in probabilities), None)
+    k, turned = _untransposed(factors[1])
     roles = {
         "q": factors[0].address,
-        "k": factors[1].address,
+        "k": k.address,
         "v": v.address if v is not None else "",
         "scores": _address(softmax.args[0]),
         "pattern": softmax.address,
         "z": value.address,
     }
+    orders = {**_einsum_orders(product, "qk", ""), **_einsum_orders(value, "pv", "z")}
+    orders.pop("p", None)
+    if product.operation != "einsum" and not turned:
+        orders["k"] = ("batch", "head", "unit", "position")
     first = softmax.shape[0]
     merged = len(softmax.shape) == 3 and isinstance(first, str) and "*batch" in first
     heads = int(str(first).partition("*")[0]) if merged else None
     if len(softmax.shape) == 3 and heads is None:
         return None
     return Attention(
-        module=softmax.module, roles={r: a for r, a in roles.items() if a}, num_heads=heads
+        module=softmax.module,
+        roles={r: a for r, a in roles.items() if a},
+        num_heads=heads,
+        orders=orders,
     )
+
+
+def _untransposed(key: Node) -> tuple[Node, bool]:
+    """The keys before they were turned for the product, and whether they were."""
+    turned, node = False, key
+    while node.kind is Kind.OP and node.operation in ("transpose", "mT") and node.shape:
+        rank = len(node.shape)
+        axes = {int(a) % rank for a in node.args[1:3] if isinstance(a, int)} or {rank - 2, rank - 1}
+        source = node.args[0]
+        if axes != {rank - 2, rank - 1} or not isinstance(source, Node):
+            break
+        node, turned = source, not turned
+    return (node, True) if turned else (key, False)
+
+
+def _einsum_orders(node: Node, operands: str, result: str) -> dict[str, tuple[str, ...]]:
+    """Axes of the operands and the result of an einsum, from the letters of its equation.
+
+    The scores come as (batch, head, query, key), the pattern likewise.
+    """
+    if node.operation != "einsum" or not isinstance(node.args[0], str):
+        return {}
+    left, _, right = node.args[0].replace(" ", "").partition("->")
+    letters = dict(zip(operands, left.split(","), strict=False))
+    known = letters.get("p", right)
+    if "." in node.args[0] or len(known) != 4:
+        return {}
+    names = dict(zip(known, ("batch", "head", "position", "position"), strict=True))
+    letters[result] = right
+    return {
+        role: tuple(names.get(letter, "unit") for letter in of)
+        for role, of in letters.items()
+        if role
+    }
 
 
 def _address(x: object) -> str:

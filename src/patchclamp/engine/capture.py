@@ -181,7 +181,9 @@ def _inline_wrappers(gm: fx.GraphModule) -> None:
         _inline_wrappers(body)
         detach = "grad" in name and node.args[0] is False
         _inline(graph, node, body, node.args[at + 1 :], detach=detach)
-    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or _mutates(n))
+    graph.eliminate_dead_code(
+        lambda n: n.op in ("placeholder", "output") or _mutates(n) or _qualified(n) == TAG
+    )
     gm.recompile()
 
 

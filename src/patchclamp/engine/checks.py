@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -136,21 +137,46 @@ def _float_type(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
+_OWN = frozenset(vars(nn.Module())) - {"training"}
+"""What every module has: parameters, buffers, children and hooks, which are kept in other ways."""
+
+
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Leave buffers, modes, gradients and random state of the module as found."""
-    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-    modes = {m: m.training for m in module.modules()}
+    """Leave buffers, modes, Python attributes and random state of the module as found.
+
+    Attributes are kept by object; lists, dictionaries and sets also by what they hold.
+    """
+    modules = list(module.modules())
+    buffers = [dict(m._buffers) for m in modules]
+    values = {b: b.detach().clone() for held in buffers for b in held.values() if b is not None}
+    attributes = [{k: v for k, v in vars(m).items() if k not in _OWN} for m in modules]
+    contents = {
+        id(v): (v, copy(v))
+        for held in attributes
+        for v in held.values()
+        if type(v) in (list, dict, set)
+    }
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
+            for m, held, kept in zip(modules, buffers, attributes, strict=True):
+                m._buffers.clear()
+                m._buffers.update(held)
+                for name in [k for k in vars(m) if k not in _OWN and k not in kept]:
+                    del vars(m)[name]
+                vars(m).update(kept)
+            for v, inside in contents.values():
+                if type(v) is list:
+                    v[:] = inside
+                else:
+                    v.clear()
+                    v.update(inside)
             with torch.no_grad():
-                for name, b in module.named_buffers():
-                    if name in buffers and not torch.equal(b, buffers[name]):
-                        b.copy_(buffers[name])
-            for m, training in modes.items():
-                m.training = training
+                for b, value in values.items():
+                    if not torch.equal(b, value):
+                        b.copy_(value)
 
 
 def require(report: CaptureReport, network: str) -> None:

@@ -154,7 +154,12 @@ class GraphEngine:
         changes = transforms or {}
         compiled = self.compiled(tuple(record), tuple(changes), output=output)
         constants = [self._constant(n) for n in compiled.constants]
-        values, leaves = compiled.program(call.tensors(), constants, list(changes.values()))
+        given = call.tensors()
+        values, leaves = compiled.program(given, constants, list(changes.values()))
+        foreign = {x.untyped_storage().data_ptr() for x in (*given, *constants)}
+        values = [  # what is recorded shares no memory with inputs or weights
+            v.clone() if v.untyped_storage().data_ptr() in foreign else v for v in values
+        ]
         result = pytree.tree_unflatten(leaves, self.capture.graph.out_spec) if output else None
         return result, dict(zip(record, values, strict=True))
 

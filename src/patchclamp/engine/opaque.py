@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
 _LIBRARY = torch.library.Library("patchclamp", "FRAGMENT")
@@ -56,6 +57,9 @@ def _fake_call(xs: list[torch.Tensor], number: int) -> list[torch.Tensor]:
         made = _APPLICATIONS[number](xs)
     return [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in made]
 
+
+has_side_effect(torch.ops.patchclamp.tag.default)
+"""So that export keeps the marks of module values that nothing reads, such as an LSTM's states."""
 
 torch.library.register_fake(TAG, _fake_tag, lib=_LIBRARY)
 torch.library.register_fake(CALL, _fake_call, lib=_LIBRARY)

@@ -55,7 +55,10 @@ def anatomy(ctx: Context) -> Section:
         items=(
             ("parameters", f"{net.num_parameters:,}"),
             ("modules", f"{len(rows):,}"),
-            ("family", net.anatomy_family or "no adapter: raw addresses and attention by structure"),
+            (
+                "family",
+                net.anatomy_family or "no adapter: raw addresses and attention by structure",
+            ),
             ("compute of one example", f"{rate / example_rows(ctx) / 1e6:,.2f} MFLOP"),
             ("sites, hooks engine", f"{len(coverage.hooks):,}"),
             (

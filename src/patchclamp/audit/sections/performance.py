@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from patchclamp.audit.context import Context
 from patchclamp.core.document import Bars, Cell, Column, Curve, Section, Table
 from patchclamp.core.findings import Evidence, Finding, Verdict
-from patchclamp.methods.material import plain_output, record, score_for
-from patchclamp.methods.statistics import wilson
+from patchclamp.methods.material import plain_output, record
+from patchclamp.methods.statistics import bootstrap_mean, wilson
 from patchclamp.methods.trust.calibration import Calibration, CalibrationResult
 from patchclamp.methods.trust.performance import PerformanceResult, accuracy, token_loss
 
@@ -74,7 +76,8 @@ def _by_class(result: PerformanceResult, names: tuple[str, ...]) -> Bars:
     return Bars(
         title="Accuracy by class",
         labels=tuple(
-            f"{_name(names, c)} ({num})" for c, (_, num) in zip(sorted(classes), shares, strict=True)
+            f"{_name(names, c)} ({num})"
+            for c, (_, num) in zip(sorted(classes), shares, strict=True)
         ),
         values=tuple(hits / num for hits, num in shares),
         unit="accuracy",
@@ -91,7 +94,9 @@ def _mistakes(result: PerformanceResult, names: tuple[str, ...]) -> Table:
         wrong.fill_diagonal_(0)
         for c, g in wrong.nonzero().tolist():
             num = int(result.confusion[c].sum())
-            rows.append((_name(names, c), _name(names, g), int(wrong[c, g]), int(wrong[c, g]) / num))
+            rows.append(
+                (_name(names, c), _name(names, g), int(wrong[c, g]), int(wrong[c, g]) / num)
+            )
     rows.sort(key=lambda r: -float(r[2] or 0))
     return Table(
         title="Mistakes",
@@ -151,20 +156,26 @@ def _language(ctx: Context) -> Section:
     tokens = ctx.material.tokens
     if tokens is None:
         raise RuntimeError("a next-token score without tokens")
-    losses, guesses = [], []
+    losses, each, sure, right = [], [], [], []
     start = 0
     for batch in ctx.net.batches(ctx.material.call, 8):
         logits = ctx.net.run(batch).output
         at = slice(start, start + logits.shape[0])
-        losses.append(ctx.score.rows(logits, at))
-        guesses.append(_confidences(logits, tokens[at]))
         start = at.stop
+        log_p = logits[:, :-1].float().log_softmax(-1)
+        wanted = tokens[at][:, 1:]
+        losses.append(ctx.score.rows(logits, at))
+        each.append(-log_p.gather(2, wanted[..., None])[..., 0])
+        best = log_p.max(-1)
+        sure.append(best.values.exp())
+        right.append(best.indices == wanted)
     loss = token_loss(torch.cat(losses), tokens, seed=ctx.seed)
+    counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+    if ctx.material.mask is not None:
+        counted = ctx.material.mask[:, 1:]
+    confidence, correct = torch.cat(sure)[counted], torch.cat(right)[counted]
+    calibration = Calibration(seed=ctx.seed).judge(confidence, correct)
     better = loss.interval.high < loss.baseline.mean
-    confidence, correct = (torch.cat(x) for x in zip(*guesses, strict=True))
-    calibration = Calibration(seed=ctx.seed).run(
-        torch.stack([confidence, 1 - confidence], 1).clamp(0, 1), (~correct).long()
-    ) if bool((confidence > 0.5).all()) else _token_calibration(ctx, confidence, correct)
     finding = Finding(
         id="performance/loss",
         claim=f"{ctx.net.name} predicts the next token better than the token frequencies do.",
@@ -176,19 +187,34 @@ def _language(ctx: Context) -> Section:
         evidence=Evidence.OBSERVED,
         verdict=Verdict.HOLDS if better else Verdict.DOES_NOT_HOLD,
         over=ctx.over,
-        record=record(
-            ctx.net, ctx.material, method="performance.token_loss", metric=_NEXT_TOKEN
-        ),
+        record=record(ctx.net, ctx.material, method="performance.token_loss", metric=_NEXT_TOKEN),
     )
-    share = float(correct.double().mean())
-    by_position = _by_position(ctx, tokens)
+    perplexity = math.exp(min(loss.value, 700.0))
     return Section(
         id="performance",
         title="Performance and calibration",
         summary=f"Next-token loss {loss.value:.3f} nats per token over {tokens.shape[0]} rows of "
-        f"{tokens.shape[1]} tokens (perplexity {float(torch.tensor(loss.value).exp()):.1f}); the top guess is "
-        f"right {share:.1%} of the time. The token frequencies of this data alone give "
-        f"{loss.baseline.mean:.3f} nats.",
-        blocks=(by_position, _reliability(calibration)),
+        f"{tokens.shape[1]} tokens (perplexity {perplexity:.1f}); the top guess is right "
+        f"{float(correct.double().mean()):.1%} of the time. The token frequencies of this data "
+        f"alone give {loss.baseline.mean:.3f} nats.",
+        blocks=(_by_position(torch.cat(each), counted, ctx.seed), _reliability(calibration)),
         findings=(ctx.signed(finding), ctx.signed(_calibrated(ctx, calibration))),
+    )
+
+
+def _by_position(losses: Tensor, counted: Tensor, seed: int) -> Curve:
+    """Mean loss at up to 32 positions, with intervals over rows."""
+    usable = [int(i) for i in (counted.sum(0) >= 2).nonzero()[:, 0]]
+    shown = usable[:: max(1, len(usable) // 32)]
+    columns = [losses[counted[:, i], i] for i in shown]
+    spans = [bootstrap_mean(c, seed=seed, num=500) for c in columns]
+    return Curve(
+        title="Loss by position",
+        x=tuple(float(i + 1) for i in shown),
+        y=tuple(float(c.mean()) for c in columns),
+        x_title="position",
+        y_title="nats per token",
+        low=tuple(s.low for s in spans),
+        high=tuple(s.high for s in spans),
+        note="A network that uses its context predicts later tokens better.",
     )

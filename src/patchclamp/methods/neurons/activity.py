@@ -110,7 +110,8 @@ class _Gathered:
             counted = self.mask[start : start + rows]
         every = x[counted].double()
         moments = [every.sum(0), (every**2).sum(0), (every > 0).sum(0).double(), every.abs().sum(0)]
-        self.sums = [a + b for a, b in zip(self.sums, moments, strict=True)] or moments
+        so_far = self.sums or [torch.zeros_like(m) for m in moments]
+        self.sums = [a + b for a, b in zip(so_far, moments, strict=True)]
         self.count += every.shape[0]
         low, high = every.min(0).values, every.max(0).values
         self.low = low if self.low is None else torch.minimum(self.low, low)

@@ -18,13 +18,19 @@ class RedundancyResult:
         pairs: columns `a`, `b` (unit numbers), `correlation`; strongest first.
         num_pairs: how many pairs reach the limit.
         num_tested: how many pairs of moving units there are.
-        null_max: 95% quantile over shuffles of the largest |correlation| of any pair.
+        closest: largest |correlation| of any pair (None: fewer than two moving units).
+        null_mean, null_max: mean and 95% quantile of the same over shuffles.
+        limit, num_shuffles: as asked for.
     """
 
     pairs: pl.DataFrame
     num_pairs: int
     num_tested: int
+    closest: float | None
+    null_mean: float
     null_max: float
+    limit: float
+    num_shuffles: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,11 @@ class Redundancy:
             pairs=pairs,
             num_pairs=int(strong.sum()),
             num_tested=num * (num - 1) // 2,
+            closest=float(found.abs().max()) if num > 1 else None,
+            null_mean=float(null.mean()),
             null_max=float(null.quantile(0.95)),
+            limit=self.limit,
+            num_shuffles=self.shuffles,
         )
 
 

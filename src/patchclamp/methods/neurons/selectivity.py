@@ -25,6 +25,8 @@ class SelectivityResult:
         p: share of label shuffles, each with its own choice of class, that reach this area.
         q: p corrected for the number of units (false discovery rate).
         null_high: 95% quantile of the area under shuffled labels.
+        num_groups: independent groups that the area was measured on.
+        num_shuffles: how many shuffles p and null_high come from.
     """
 
     best: Int[Tensor, "unit"]
@@ -35,6 +37,7 @@ class SelectivityResult:
     q: Float[Tensor, "unit"]
     null_high: Float[Tensor, "unit"]
     num_groups: int
+    num_shuffles: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class Selectivity:
             q=benjamini_hochberg(p),
             null_high=drawn.quantile(0.95, dim=0),
             num_groups=int(groups[second].unique().numel()),
+            num_shuffles=self.shuffles,
         )
 
     def _chosen(
@@ -171,7 +175,7 @@ def _halves(groups: Int[Tensor, "row"], generator: torch.Generator) -> tuple[Ten
 
 
 def _usable(labels: Int[Tensor, "row"], halves: tuple[Tensor, Tensor]) -> Int[Tensor, "class"]:
-    """Classes with at least 4 rows inside and outside in both halves; negative labels are no class."""
+    """Classes with at least 4 rows inside and outside in both halves; negatives are no class."""
     classes = labels[labels >= 0].unique()
     enough = torch.ones(classes.numel(), dtype=torch.bool)
     for half in halves:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchclamp.core.errors import DataError
@@ -59,7 +59,13 @@ class Calibration:
     ) -> CalibrationResult:
         """Measure the top-class calibration."""
         confidence, guess = probabilities.double().max(1)
-        correct = (guess == labels).double()
+        return self.judge(confidence, guess == labels)
+
+    def judge(
+        self, confidence: Float[Tensor, "row"], right: Bool[Tensor, "row"]
+    ) -> CalibrationResult:
+        """The same from the confidence of each row's guess and whether it was right."""
+        confidence, correct = confidence.double(), right.double()
         num = correct.numel()
         if num < self.bins:
             raise DataError("calibration needs a row for each bin", got=f"{num} rows")

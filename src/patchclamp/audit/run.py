@@ -1,0 +1,156 @@
+"""The audit: open a network, measure it within a budget, gather the findings."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from patchclamp.audit.budget import Budget, affordable
+from patchclamp.audit.context import Context, versions
+from patchclamp.audit.intake import intake
+from patchclamp.audit.sections.ablation import ablation
+from patchclamp.audit.sections.anatomy import anatomy
+from patchclamp.audit.sections.engines import engines
+from patchclamp.audit.sections.performance import performance
+from patchclamp.audit.sections.units import units
+from patchclamp.core.document import Document, Facts, LeftOut, Section
+from patchclamp.core.errors import InputError
+from patchclamp.core.findings import Verdict
+from patchclamp.core.progress import SILENT, Progress
+from patchclamp.data.dataset import Dataset
+from patchclamp.methods.material import score_for
+from patchclamp.net import Net, open
+
+_ROW_LENGTH = 32
+_PLANNED_PASSES = 400
+_EXPECTATIONS = ("engine/", "performance/", "calibration/", "units/dead")
+
+
+def audit(
+    source: str | os.PathLike[str] | nn.Module | Net,
+    data: str | os.PathLike[str] | Dataset | None = None,
+    *,
+    budget_seconds: float = 120.0,
+    seed: int = 0,
+    example_inputs: object = None,
+    allow_pickle: bool = False,
+    command: str = "",
+    progress: Progress = SILENT,
+) -> Document:
+    """Audit a network.
+
+    Args:
+        source: as for `patchclamp.open`, or a network that is open already.
+        data: a dataset, a bundled name or a file; None takes a bundled one that fits.
+        budget_seconds: wall time for all of it; what does not fit is listed in the document.
+        seed: of every random choice.
+        example_inputs: for a module.
+
+    Returns:
+        The document, for `patchclamp.report.write_page` and `write_findings`.
+
+    Raises:
+        SourceError, DataError, InputError: what is given cannot be opened or does not fit.
+    """
+    budget = Budget(budget_seconds)
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        ctx = _context(source, data, budget, seed, example_inputs, allow_pickle, command, progress)
+        sections: list[Section] = []
+        for make in (performance, units, engines, ablation, anatomy):
+            started = time.process_time()
+            section = make(ctx)
+            if section is not None:
+                spent = time.process_time() - started
+                sections.append(replace(section, cpu_seconds=round(spent, 3)))
+    finally:
+        torch.random.set_rng_state(state)
+    order = ("performance", "anatomy", "units", "ablation", "engines")
+    sections.sort(key=lambda s: order.index(s.id))
+    return _document(ctx, tuple(sections))
+
+
+def _context(
+    source: str | os.PathLike[str] | nn.Module | Net,
+    data: str | os.PathLike[str] | Dataset | None,
+    budget: Budget,
+    seed: int,
+    example_inputs: object,
+    allow_pickle: bool,
+    command: str,
+    progress: Progress,
+) -> Context:
+    if isinstance(source, Net):
+        net = source
+    else:
+        net = open(source, example_inputs, allow_pickle=allow_pickle, progress=progress)
+    if net.module.training:
+        raise InputError(
+            f"{net.name} is in training mode",
+            hint="call module.eval() first: an audit of a changing network means nothing",
+        )
+    length = net.loaded.context if net.loaded.context is not None else _ROW_LENGTH
+    material = intake(net, data, length=min(length, _ROW_LENGTH))
+    material = affordable(net, material, budget, passes=_PLANNED_PASSES, share=0.6)
+    return Context(
+        net=net,
+        material=material,
+        score=score_for(net, material),
+        budget=budget,
+        progress=progress,
+        seed=seed,
+        command=command,
+        model_hash=net.hash,
+    )
+
+
+def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:
+    net, spent = ctx.net, time.monotonic() - ctx.budget.started
+    return Document(
+        title=f"Audit of {net.name}",
+        subtitle=f"{net.task}, {net.num_parameters:,} parameters, on {ctx.over}",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=ctx.command,
+        header=Facts(
+            title="What was audited",
+            items=(
+                ("network", net.name),
+                ("opened from", net.loaded.origin),
+                ("SHA-256 of class and weights", ctx.model_hash),
+                ("data", ctx.over),
+                ("SHA-256 of the data", ctx.material.hash),
+                ("score", f"{ctx.score.name}, {ctx.score.unit}"),
+                ("seed", str(ctx.seed)),
+                ("time", f"{spent:.0f} s of a budget of {ctx.budget.seconds:.0f} s"),
+                ("threads", str(torch.get_num_threads())),
+            ),
+        ),
+        sections=sections,
+        left_out=tuple(ctx.budget.left_out) or (_nothing(),),
+        versions=versions(),
+    )
+
+
+def _nothing() -> LeftOut:
+    return LeftOut(
+        what="certified claims, attribution and circuits",
+        why="this version does not measure them yet",
+        how_to_get_it="a later version",
+    )
+
+
+def problems(document: Document) -> int:
+    """How many expectations do not hold: engines that disagree, a task not done, dead units, ...
+
+    Claims that merely describe (selectivity, importance) are no problems either way.
+    """
+    return sum(
+        f.verdict is Verdict.DOES_NOT_HOLD and f.id.startswith(_EXPECTATIONS)
+        for f in document.findings
+    )
