@@ -302,11 +302,10 @@ def in_form(images: torch.Tensor, form: Preprocessing) -> torch.Tensor:
     Shapes: images (batch, channel, row, column) with values in [0, 1]; the result has
     the size and the order of axes that `form` states.
     """
-    rows, columns = images.shape[-2:]
-    grow = max(form.height / rows, form.width / columns) / form.crop
-    size = (max(form.height, round(rows * grow)), max(form.width, round(columns * grow)))
-    if size != (rows, columns):
-        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    size = (round(form.height / form.crop), round(form.width / form.crop))
+    if tuple(images.shape[2:]) != size:
+        images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        images = images.clamp(0, 1)  # cubic weights overshoot at edges
     top, left = (size[0] - form.height) // 2, (size[1] - form.width) // 2
     images = images[..., top : top + form.height, left : left + form.width]
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (form.mean, form.std))

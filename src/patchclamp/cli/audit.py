@@ -30,7 +30,7 @@ def audit(
     data: str | None = None,
     budget: str = "2m",
     out: Path = Path("report.html"),
-    json_out: Annotated[str | None, Parameter(name="--json")] = None,
+    json_out: Annotated[str | None, Parameter(name="--json", allow_leading_hyphen=True)] = None,
     seed: int = 0,
     allow_pickle: AllowPickle = False,
     exit_zero: Switch = False,
@@ -82,6 +82,8 @@ def audit(
 
 def _checked_outputs(out: Path, json_out: str | None) -> Path | None:
     """Refuse outputs that could not be written, before the work; returns the file of findings."""
+    if json_out is not None and json_out.startswith("-") and json_out != "-":
+        raise OptionError("--json takes a file, or - to print", got=repr(json_out))
     terminal.require_writable("--out", out)
     if json_out is None or json_out == "-":
         return None
@@ -118,7 +120,9 @@ def _summary(document: Document, num_problems: int) -> None:
     if document.left_out:
         terminal.message(f"left out: {', '.join(part.what for part in document.left_out)}")
     if num_problems:
-        terminal.message(f"{num_problems} of the findings are problems; the page says which")
+        terminal.message(
+            f"problems: {num_problems} of {len(findings)} findings; the page says which"
+        )
 
 
 def strongest(findings: Iterable[Finding], num: int) -> list[Finding]:

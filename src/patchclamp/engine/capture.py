@@ -136,7 +136,10 @@ def _tags(module: nn.Module, points: Mapping[str, Point]) -> Iterator[None]:
             for called in (None, counts[path]):
                 address = addresses.get(Point(path, called, leaf, is_input))
                 if address is not None:
-                    leaves[at] = tag(leaves[at], address)
+                    before, made = leaves[at], tag(leaves[at], address)
+                    for i in tensors if is_input and path else (at,):  # see hooks._touch
+                        if leaves[i] is before:
+                            leaves[i] = made
                     break
         return pytree.tree_unflatten(leaves, spec)
 

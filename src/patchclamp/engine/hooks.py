@@ -186,7 +186,11 @@ def _touch(
     *,
     is_input: bool,
 ) -> object:
-    """Apply and record what the request wants of this value; same object if nothing changed."""
+    """Apply and record what the request wants of this value; same object if nothing changed.
+
+    A module that is given one tensor several times (self-attention: query, key and value)
+    has one input, which is changed everywhere. The network's own arguments stay separate.
+    """
     leaves, spec = pytree.tree_flatten(value)
     tensors = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
     changed = False
@@ -194,7 +198,10 @@ def _touch(
         for called in (None, request.calls):
             point = Point(path, called, number, is_input)
             if point in request.transform:
-                leaves[at] = request.transform[point](leaves[at])
+                before, made = leaves[at], request.transform[point](leaves[at])
+                for i in tensors if is_input and path else (at,):
+                    if leaves[i] is before:
+                        leaves[i] = made
                 changed = True
             if point in request.record:
                 keep(request.record[point], leaves[at])

@@ -171,8 +171,11 @@ class Rig:
         sites: dict[str, Site] = {}
         for address, site in captured.items():
             live = hooks.get(address)
+            # the live module's axes: a capture may have fixed a length that the module leaves open
             sites[address] = (
-                site if live is None else replace(site, engines=site.engines | live.engines)
+                site
+                if live is None
+                else replace(live, engines=site.engines | live.engines, order=site.order)
             )
         missing = dict(self.anatomy.missing)
         for address, site in hooks.items():

@@ -267,6 +267,17 @@ def test_dataclass_outputs_run_on_hooks_and_the_report_says_why_not_the_graph() 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_one_tensor_given_to_a_module_as_several_arguments_is_one_input(engine: str) -> None:
+    net, x = N.opened("vit")
+    y = torch.randn(3, 17, 32)
+    edit = E.patch("blocks.0.attn:input", y)
+    out = net.run(x, edits=edit, record="blocks.0.attn", engine=engine)
+    with torch.no_grad():
+        expected = net.module.blocks[0].attn(y, y, y, need_weights=False)[0]
+    assert torch.allclose(out.acts.tensor("blocks.0.attn"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_length_before_batch(engine: str) -> None:
     torch.manual_seed(3)
     module, x = N.LengthFirst().eval(), torch.randn(6, 3, 4)
