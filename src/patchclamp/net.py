@@ -408,6 +408,13 @@ class Net:
             TargetError: the target is not one scalar per row, or does not depend on a site.
         """
         call, taps, changes = self.call(inputs), self.taps(sites), self._edits(edits)
+        for tap in taps:
+            if not tap.site.dtype.startswith(("float", "bfloat", "complex")):
+                raise TargetError(
+                    f"site '{tap.label}' has no gradient",
+                    got=f"values of type {tap.site.dtype}",
+                    expected="real numbers",
+                )
         runner = self._engine(engine, call, [*taps, *(t for _, t in changes)])
         moves = transforms(changes)
         held: dict[str, torch.Tensor] = {}

@@ -180,6 +180,30 @@ def test_a_finished_store_is_not_recorded_again(cnn: Net, tmp_path: Path) -> Non
         cnn.record_to(tmp_path / "s", x[:8], "logits", batch_size=3)
 
 
+def test_batches_are_cut_at_shards_also_after_a_stop(cnn: Net, tmp_path: Path) -> None:
+    x = patchclamp.load_data("digits").inputs[:40]
+    sizes: list[int] = []
+    handle = cnn.module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+
+    class Stop(Silent):
+        left = 4
+
+        def advance(self, amount: int = 1) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    options = {"batch_size": 7, "shard_examples": 16}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cnn.record_to(tmp_path / "s", x, "logits", progress=Stop(), **options)
+        cnn.record_to(tmp_path / "s", x, "logits", **options)
+    finally:
+        handle.remove()
+    probe, first = 2, [7, 7, 2, 7]  # stopped in the second shard, which is run again from its start
+    assert sizes == [probe, *first, probe, 7, 7, 2, 7, 1]
+
+
 @pytest.mark.parametrize("after", [1, 2, 4, 6])
 def test_an_interrupted_recording_goes_on_to_the_same_bytes(
     cnn: Net, tmp_path: Path, after: int
@@ -237,13 +261,13 @@ def test_a_flipped_byte_is_reported_by_shard(cnn: Net, tmp_path: Path) -> None:
 def test_what_cannot_be_recorded_leaves_no_folder(cnn: Net, lm: Net, tmp_path: Path) -> None:
     x = patchclamp.load_data("digits").inputs[:4]
     place = tmp_path / "s"
-    with pytest.raises(SiteError, match="nearest 'blocks.1'"):
+    with pytest.raises(SiteError, match=r"nearest 'blocks\.1'"):
         cnn.record_to(place, x, "blcks.1")
     with pytest.raises(SiteError, match="'position' has no batch axis"):
         lm.record_to(place, TEXTS, "position")
     with pytest.raises(SiteError, match="no sites"):
         cnn.record_to(place, x, [])
-    with pytest.raises(OptionError, match="'float61'.*nearest 'float16'"):
+    with pytest.raises(OptionError, match=r"'float61'.*nearest 'float16'"):
         cnn.record_to(place, x, "logits", dtype="float61")
     with pytest.raises(OptionError, match="batch_size must be"):
         cnn.record_to(place, x, "logits", batch_size=0)

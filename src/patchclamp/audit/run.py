@@ -27,7 +27,7 @@ from patchclamp.methods.material import score_for
 from patchclamp.net import Net, open
 
 _ROW_LENGTH = 32
-_PLANNED_PASSES = 400
+_PLANNED_PASSES = 12
 _EXPECTATIONS = ("engine/", "performance/", "calibration/", "units/dead")
 
 
@@ -97,7 +97,7 @@ def _context(
         )
     length = net.loaded.context if net.loaded.context is not None else _ROW_LENGTH
     material = intake(net, data, length=min(length, _ROW_LENGTH))
-    material = affordable(net, material, budget, passes=_PLANNED_PASSES, share=0.6)
+    material = affordable(net, material, budget, passes=_PLANNED_PASSES, share=0.15)
     return Context(
         net=net,
         material=material,

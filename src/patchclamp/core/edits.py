@@ -67,11 +67,7 @@ class Edit:
             return value
         part = chosen.of(value)
         made = self.new(part, frame, chosen).to(value.dtype).expand_as(part)
-        if not chosen.everything:
-            return value.index_put(chosen.index, made)
-        # A copy: an in-place operation downstream (`relu_`) must neither write into what the
-        # user gave nor meet a broadcast tensor.
-        return made.clone()
+        return chosen.put(value, made)
 
     def to_dict(self) -> dict[str, Json]:
         """Plain data that `edit_from_dict` turns back into this edit."""
@@ -93,45 +89,69 @@ class Chosen:
         full: shape of the whole value.
         rows: the chosen rows of each axis.
         everything: nothing is restricted.
+        listed: positions that `where` lists in the whole sequence, where that is known;
+            a window may hold only some of them.
     """
 
     full: tuple[int, ...]
     rows: tuple[torch.Tensor, ...]
     everything: bool
+    listed: tuple[int, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Nothing is chosen (positions that this generation step does not hold)."""
         return any(r.numel() == 0 for r in self.rows)
 
-    @property
-    def index(self) -> tuple[torch.Tensor, ...]:
-        """Index tensors, one per axis, that broadcast to the part."""
-        n = len(self.full)
-        return tuple(
-            r.reshape([-1 if i == axis else 1 for i in range(n)])
-            for axis, r in enumerate(self.rows)
-        )
-
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The chosen part: as many axes as `value`, restricted ones shortened."""
-        return value if self.everything else value[self.index]
+        for axis, rows in self._restricted():
+            value = value.index_select(axis, rows)
+        return value
+
+    def put(self, value: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """`value` with the chosen part replaced: a new tensor.
+
+        A copy also where everything is replaced: an in-place operation downstream (`relu_`)
+        must neither write into what the user gave nor meet a broadcast tensor.
+        """
+        restricted = self._restricted()
+        return _put(value, part, restricted) if restricted else part.clone()
+
+    def _restricted(self) -> list[tuple[int, torch.Tensor]]:
+        return [(a, r) for a, r in enumerate(self.rows) if r.numel() != self.full[a] or not _all(r)]
+
+
+def _all(rows: torch.Tensor) -> bool:
+    """Whether the rows are 0, 1, 2, ... in order."""
+    return bool((rows == torch.arange(rows.numel(), device=rows.device)).all())
+
+
+def _put(
+    value: torch.Tensor, part: torch.Tensor, restricted: Sequence[tuple[int, torch.Tensor]]
+) -> torch.Tensor:
+    """Axis by axis, which is several times faster than one index over all axes."""
+    if not restricted:
+        return part
+    (axis, rows), rest = restricted[0], restricted[1:]
+    inner = _put(value.index_select(axis, rows), part, rest) if rest else part
+    return value.index_copy(axis, rows, inner)
 
 
 def choose(value: torch.Tensor, frame: Frame, where: Mapping[str, Index]) -> Chosen:
     """Resolve `where` against a value. Raises EditError for unknown axes and indices."""
     full = tuple(value.shape)
     rows = [torch.arange(n, device=value.device) for n in full]
+    listed: tuple[int, ...] = ()
     for name, wanted in where.items():
         axis = axis_of(name, frame)
-        in_window = frame.windowed and frame.axes[axis] == "position"
-        listed = (
-            _windowed(wanted, full[axis], frame.offset)
-            if in_window
-            else _listed(wanted, full[axis], name, frame)
-        )
-        rows[axis] = torch.tensor(listed, dtype=torch.long, device=value.device)
-    return Chosen(full, tuple(rows), everything=not where)
+        if frame.windowed and frame.axes[axis] == "position":
+            chosen = _windowed(wanted, full[axis], frame.offset)
+            listed = _absolute(wanted, full[axis], frame.offset)
+        else:
+            chosen = _listed(wanted, full[axis], name, frame)
+        rows[axis] = torch.tensor(chosen, dtype=torch.long, device=value.device)
+    return Chosen(full, tuple(rows), everything=not where, listed=listed)
 
 
 def axis_of(name: str, frame: Frame) -> int:
@@ -168,6 +188,15 @@ def _windowed(wanted: Index, size: int, offset: int) -> list[int]:
     else:
         rows = [i + size if i < 0 else i - offset for i in indices(wanted)]
     return [r for r in rows if 0 <= r < size]
+
+
+def _absolute(wanted: Index, size: int, offset: int) -> tuple[int, ...]:
+    """All positions of the sequence that are meant; none for a slice without an end."""
+    if isinstance(wanted, slice):
+        if wanted.stop is None or wanted.stop < 0:
+            return ()
+        return tuple(range(*wanted.indices(max(wanted.stop, offset + size))))
+    return tuple(i + offset + size if i < 0 else i for i in indices(wanted))
 
 
 def indices(wanted: object) -> list[int]:
@@ -261,21 +290,35 @@ def _same_part(
     index = []
     for axis, rows in enumerate(chosen.rows):
         size = tensor.shape[axis]
-        wanted = rows
-        if frame.windowed and frame.axes[axis] == "position":
-            wanted = rows + frame.offset
-        fits = size == chosen.full[axis] or (
-            frame.windowed and frame.axes[axis] == "position" and int(wanted.max()) < size
-        )
-        if fits:
-            index.append(wanted)
-        elif size in (1, shape[axis]):
-            index.append(torch.arange(size, device=rows.device))
+        if size == 1:
+            index.append(torch.zeros(1, dtype=torch.long))
+        elif frame.windowed and frame.axes[axis] == "position":
+            index.append(_positions(rows, size, frame, chosen))
+        elif size == chosen.full[axis]:
+            index.append(rows)
         else:
+            index.append(torch.arange(size))
+        if index[-1].numel() not in (1, shape[axis]):
             raise misfit(tuple(tensor.shape), shape, frame, chosen)
     for axis, rows in enumerate(index):
         tensor = tensor.index_select(axis, rows.to(tensor.device))
     return tensor
+
+
+def _positions(
+    rows: torch.Tensor, size: int, frame: Frame, chosen: Chosen
+) -> torch.Tensor:
+    """Which of `size` given positions belong to a window's rows.
+
+    What was given is either as long as the positions that `where` lists, or holds
+    the sequence from its start.
+    """
+    wanted = [int(r) + frame.offset for r in rows]
+    if size == len(chosen.listed):
+        return torch.tensor([chosen.listed.index(p) for p in wanted])
+    if max(wanted) < size:
+        return torch.tensor(wanted)
+    return torch.arange(0)
 
 
 def misfit(got: tuple[int, ...], part: tuple[int, ...], frame: Frame, chosen: Chosen) -> EditError:

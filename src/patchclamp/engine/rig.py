@@ -7,6 +7,7 @@ after it passed its checks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,7 @@ class Rig:
         """Raise InputError where the call cannot be run."""
         spec = self.trace.spec
         if call.structure != spec.structure:
+            _accepted(self.module, call, self.network)
             _same_kind(call, self.trace.example, self.network)
             spec = replace(spec, structure=call.structure, dims=self.dims(call))
         spec.with_ceiling(self.ceiling).check(call, self.network)
@@ -235,8 +237,19 @@ def _role_alias(
     return Alias(name=name, address=address, axes=axes, view=view)
 
 
+def _accepted(module: nn.Module, call: Call, network: str) -> None:
+    """The network's forward must take these arguments."""
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*call.args, **call.keywords)
+    except TypeError as e:
+        raise InputError(
+            f"{network} does not take these arguments: {e}", expected=f"forward{signature}"
+        ) from None
+
+
 def _same_kind(call: Call, example: Call, network: str) -> None:
-    """A call with other arguments than the example's is fine, but not one of other types or ranks."""
+    """A call with other arguments than the example's is fine, other types or ranks are not."""
     if call.structure.partition("|")[0] != example.structure.partition("|")[0]:
         return
     for number, (x, y) in enumerate(zip(call.tensors(), example.tensors(), strict=True)):

@@ -61,7 +61,7 @@ def trace(module: nn.Module, example: Call, axes: Sequence[tuple[int | str, ...]
             got=", ".join(f"{tuple(x.shape)} {x.dtype}" for x in example.tensors()) or "no tensors",
             hint="give inputs that the module's forward accepts as example_inputs=",
         ) from e
-    dims = tuple(axes) if axes is not None else guess_dims(example)
+    dims = _given(axes, example) if axes is not None else guess_dims(example)
     moved: dict[str, Shapes] = {}
     fixed: dict[str, str] = {}
     for axis in (BATCH, LENGTH):
@@ -79,6 +79,20 @@ def trace(module: nn.Module, example: Call, axes: Sequence[tuple[int | str, ...]
     table, points = _sites(module, base, moved, _sizes(example, dims))
     engine = HooksEngine(module, table, points)
     return Trace(engine=engine, spec=spec, example=example, fixed=fixed)
+
+
+def _given(
+    axes: Sequence[tuple[int | str, ...]], example: Call
+) -> tuple[tuple[int | str, ...], ...]:
+    """The user's names for the axes, checked against the example inputs."""
+    tensors = example.tensors()
+    if [len(names) for names in axes] != [x.ndim for x in tensors]:
+        raise InputError(
+            "axes= must name every axis of every input tensor",
+            got=str([tuple(names) for names in axes]),
+            expected=f"names for shapes {', '.join(str(tuple(x.shape)) for x in tensors)}",
+        )
+    return tuple(tuple(names) for names in axes)
 
 
 def observe(module: nn.Module, call: Call) -> Shapes:

@@ -49,21 +49,3 @@ def permutation_null(
         num=values.numel(),
         p=(1 + int(hits.sum())) / (1 + values.numel()),
     )
-
-
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down correction of p values for as many tests (Holm 1979)."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, worst = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = worst
-    return adjusted
-
-
-def benjamini_hochberg(p: Float[Tensor, "test"]) -> Float[Tensor, "test"]:
-    """q values: the false discovery rate at which each test is just accepted (1995)."""
-    order = p.argsort()
-    ranked = p[order] * p.numel() / torch.arange(1, p.numel() + 1, dtype=p.dtype)
-    q = ranked.flip(0).cummin(0).values.flip(0).clamp(max=1.0)
-    return torch.empty_like(q).scatter(0, order, q)

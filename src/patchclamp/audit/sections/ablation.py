@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchclamp.audit.budget import seconds_per_row
+from patchclamp.audit.budget import affordable
 from patchclamp.audit.choose import channel_groups, head_groups, layer_groups, usable
 from patchclamp.audit.context import Context
 from patchclamp.core.document import Bars, Cell, Column, Section, Table
 from patchclamp.core.findings import Evidence, Finding, Verdict
 from patchclamp.core.sites import Tap
-from patchclamp.methods.material import record
+from patchclamp.methods.material import Material, record, score_for
 from patchclamp.methods.neurons.ablation import Ablation, AblationResult, Group, Importance
 
-_MOST_NULLS, _FEWEST_NULLS = 99, 20
-_SLOWER = 1.3
-"""Measured: an edited run against a plain one, with slack."""
 _KIND_TITLES = {
     "layer": "Layers",
     "attention layer": "Attention layers",
@@ -28,20 +25,21 @@ _KIND_TITLES = {
 def ablation(ctx: Context) -> Section:
     """Mean ablation of every layer, head and group of units, as far as the time goes."""
     groups = _groups(ctx)
-    seconds = ctx.budget.share(0.85)
-    material = ctx.material
-    each = seconds_per_row(ctx.net, material) * material.num * _SLOWER
-    kinds = len({g.null_key for g in groups})
-    spare = seconds - each * len(groups)
-    nulls = int(min(_MOST_NULLS, max(_FEWEST_NULLS, spare / max(kinds * each, 1e-9))))
-    method = Ablation(num_nulls=nulls, batch_size=64, seed=ctx.seed)
-    result = method.run(
-        ctx.net, material, ctx.score, groups, seconds=seconds, progress=ctx.progress
+    runs = len(groups) + Ablation.min_nulls * len({g.null_key for g in groups})
+    material = affordable(ctx.net, ctx.material, ctx.budget, passes=runs, share=0.7)
+    result = Ablation(seed=ctx.seed).run(
+        ctx.net,
+        material,
+        score_for(ctx.net, material),
+        groups,
+        seconds=ctx.budget.share(0.9),
+        progress=ctx.progress,
     )
     if result.skipped:
         ctx.budget.skip(
             f"ablation of {len(result.skipped)} of {len(groups)} groups, from {result.skipped[0]}",
-            f"one ablation takes about {each:.2f} s",
+            f"one ablation takes about {result.seconds_each:.2f} s, and each kind of group needs "
+            f"{result.num_nulls} random groups beside it",
             "a larger --budget",
         )
     by_kind = {k: [i for i in result.done if i.group.kind == k] for k in _KIND_TITLES}
@@ -50,7 +48,8 @@ def ablation(ctx: Context) -> Section:
         title="Ablation",
         summary=f"Each group of units was held at its mean over the data (mean ablation) and the "
         f"{ctx.score.name} compared with the plain run, row by row; beside it the same for "
-        f"{nulls} random groups of as many units. Without edits the score is "
+        f"{result.num_nulls} random groups of as many units, over {material.num} rows. Without "
+        f"edits the score is "
         f"{result.plain:.4f} {ctx.score.unit}. {len(result.done)} groups were ablated.",
         blocks=(
             *(
@@ -60,7 +59,7 @@ def ablation(ctx: Context) -> Section:
             ),
             _table(result, ctx.score.unit),
         ),
-        findings=tuple(ctx.signed(f) for f in _findings(ctx, result)),
+        findings=tuple(ctx.signed(f) for f in _findings(ctx, material, result)),
     )
 
 
@@ -84,9 +83,16 @@ def _groups(ctx: Context) -> list[Group]:
     return [
         *_renamed(layer_groups(attention), "attention layer"),
         *_renamed(layer_groups(mlp), "mlp layer"),
-        *head_groups(heads),
+        *head_groups(visited(heads)),
         *(channel_groups(ctx.activities) if _small(ctx) else []),
     ]
+
+
+def visited(taps: Sequence[Tap]) -> list[Tap]:
+    """Layers in an order whose every beginning is spread over the depth (van der Corput)."""
+    bits = max(1, (len(taps) - 1).bit_length())
+    order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits)]
+    return [taps[i] for i in order if i < len(taps)]
 
 
 def _small(ctx: Context) -> bool:
@@ -164,7 +170,7 @@ def _verdict(i: Importance) -> Verdict:
     return Verdict.DOES_NOT_HOLD if i.interval.high < null_high else Verdict.UNKNOWN
 
 
-def _findings(ctx: Context, result: AblationResult) -> list[Finding]:
+def _findings(ctx: Context, material: Material, result: AblationResult) -> list[Finding]:
     """One finding a kind's strongest three groups; the table has all."""
     found = []
     for kind in _KIND_TITLES:
@@ -182,10 +188,10 @@ def _findings(ctx: Context, result: AblationResult) -> list[Finding]:
                     null=i.null,
                     evidence=Evidence.INTERVENED,
                     verdict=_verdict(i),
-                    over=ctx.over,
+                    over=f"{material.num} rows of {material.name}",
                     record=record(
                         ctx.net,
-                        ctx.material,
+                        material,
                         method="neurons.ablation",
                         metric=f"change of {ctx.score.name}",
                         seed=ctx.seed,

@@ -169,7 +169,7 @@ def _language(ctx: Context) -> Section:
         best = log_p.max(-1)
         sure.append(best.values.exp())
         right.append(best.indices == wanted)
-    loss = token_loss(torch.cat(losses), tokens, seed=ctx.seed)
+    loss = token_loss(torch.cat(losses), tokens, vocabulary=logits.shape[-1], seed=ctx.seed)
     counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
     if ctx.material.mask is not None:
         counted = ctx.material.mask[:, 1:]
@@ -178,7 +178,7 @@ def _language(ctx: Context) -> Section:
     better = loss.interval.high < loss.baseline.mean
     finding = Finding(
         id="performance/loss",
-        claim=f"{ctx.net.name} predicts the next token better than the token frequencies do.",
+        claim=f"{ctx.net.name} predicts the next token better than token frequencies do.",
         subject="logits",
         effect=loss.value,
         unit="nats per token",
@@ -195,8 +195,8 @@ def _language(ctx: Context) -> Section:
         title="Performance and calibration",
         summary=f"Next-token loss {loss.value:.3f} nats per token over {tokens.shape[0]} rows of "
         f"{tokens.shape[1]} tokens (perplexity {perplexity:.1f}); the top guess is right "
-        f"{float(correct.double().mean()):.1%} of the time. The token frequencies of this data "
-        f"alone give {loss.baseline.mean:.3f} nats.",
+        f"{float(correct.double().mean()):.1%} of the time. The token frequencies of the "
+        f"other rows give {loss.baseline.mean:.3f} nats.",
         blocks=(_by_position(torch.cat(each), counted, ctx.seed), _reliability(calibration)),
         findings=(ctx.signed(finding), ctx.signed(_calibrated(ctx, calibration))),
     )

@@ -36,7 +36,12 @@ _COLUMNS = (
     Column(name="auroc", title="AUROC", role="number", help="on rows not used to choose the class"),
     Column(name="low", title="low", role="number", help="of the 95% interval"),
     Column(name="high", title="high", role="number", help="of the 95% interval"),
-    Column(name="q", title="q", role="number", help="false discovery rate, shuffled labels"),
+    Column(
+        name="p",
+        title="p",
+        role="number",
+        help="shuffled labels, corrected for all units of the site",
+    ),
 )
 
 
@@ -76,17 +81,17 @@ def _selective(ctx: Context, chosen: Sequence[Selected], names: Sequence[str]) -
     """How many units are selective, and the most selective unit of the three best sites."""
     if not chosen:
         return []
-    num = sum(int((c.result.q <= 0.05).sum()) for c in chosen)
-    total = sum(c.result.q.numel() for c in chosen)
+    num = sum(int((c.result.p_family <= 0.05).sum()) for c in chosen)
+    total = sum(c.result.p.numel() for c in chosen)
     span = wilson(num, total)
     share = Finding(
         id="units/selective",
         claim="More units tell a class from the rest than shuffled labels would let through.",
         subject=listed([c.activity.tap.label for c in chosen]),
         effect=num / total,
-        unit="share of units with q at most .05",
+        unit="share of units with corrected p at most .05",
         interval=span,
-        null=Null(kind="rate of false discoveries that was accepted", mean=0.05),
+        null=Null(kind="chance that any unit of a site passes under shuffled labels", mean=0.05),
         evidence=Evidence.OBSERVED,
         verdict=Verdict.HOLDS if span.low > 0.05 else Verdict.UNKNOWN,
         over=ctx.over,
@@ -101,7 +106,7 @@ def _most_selective(ctx: Context, c: Selected, names: Sequence[str]) -> Finding:
     r, label = c.result, c.activity.tap.label
     u = int(r.low.argmax())
     name = str(c.activity.table["unit"][u])
-    holds = float(r.low[u]) > float(r.null_high[u]) and float(r.q[u]) <= 0.05
+    holds = float(r.low[u]) > r.null_high and float(r.p_family[u]) <= 0.05
     return Finding(
         id=f"units/selective/{label}/{name}",
         claim=f"Unit {name} of {label} answers to class {names[int(r.best[u])]} more than to "
@@ -115,19 +120,18 @@ def _most_selective(ctx: Context, c: Selected, names: Sequence[str]) -> Finding:
             method=f"normal, {r.num_groups} independent groups of rows",
         ),
         null=Null(
-            kind="shuffled labels, class chosen anew each time",
-            mean=0.5,
-            high=float(r.null_high[u]),
+            kind="largest of all units of the site under shuffled labels",
+            mean=r.null_mean,
+            high=r.null_high,
             num=r.num_shuffles,
-            p=float(r.p[u]),
+            p=float(r.p_family[u]),
         ),
         evidence=Evidence.OBSERVED,
         verdict=Verdict.HOLDS if holds else Verdict.UNKNOWN,
         over=ctx.over,
         record=_record(ctx, "neurons.selectivity", "AUROC of the preferred class"),
         caveats=(
-            f"the most selective of {r.q.numel():,} units; q over all of them is "
-            f"{float(r.q[u]):.3g}",
+            f"the most selective of {r.p.numel():,} units of the site, which p and null allow for",
         ),
     )
 
@@ -249,7 +253,7 @@ def _table(
         columns=_COLUMNS,
         rows=tuple(rows),
         note=(shown if len(rows) < total else "")
-        + "AUROC, its interval and q are for the preferred class.",
+        + "AUROC, its interval and p are for the preferred class.",
     )
 
 
@@ -262,7 +266,7 @@ def _answers(c: Selected | None, unit: int, names: Sequence[str]) -> tuple[Cell,
         float(r.auroc[unit]),
         float(r.low[unit]),
         float(r.high[unit]),
-        float(r.q[unit]),
+        float(r.p_family[unit]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +75,8 @@ class AblationResult:
     done: list[Importance] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     plain: float = 0.0
+    num_nulls: int = 0
+    seconds_each: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +91,14 @@ class Ablation:
     Shapes: none returned as tensors; see `Importance`.
     Units: those of the score; positive is harm.
     Randomness: the random groups and the bootstrap, by `seed`.
-    Cost: (groups + nulls per kind) forward passes over the data.
+    Cost: (groups + nulls per kind) forward passes over the data; fewer nulls, but at least
+        `min_nulls`, where time is short; groups that do not fit are named, in order.
     Fails when: another group steps in for the ablated one (backup): effects are lower bounds.
     Source: mean ablation as in Wang et al. 2022; the p value, Phipson & Smyth 2010.
     """
 
-    num_nulls: int = 20
+    num_nulls: int = 99
+    min_nulls: int = 20
     batch_size: int = 64
     seed: int = 0
 
@@ -109,27 +113,33 @@ class Ablation:
         progress: Progress = SILENT,
     ) -> AblationResult:
         """Ablate every group until the time is used up; the rest is named in `skipped`."""
-        started = time.monotonic()
+        deadline = time.monotonic() + seconds
         sites = sorted({s for g in groups for s in (*g.members, *g.pool)})
         means = unit_means(net, material, sites, self.batch_size)
         plain = scores(net, material, score, batch_size=self.batch_size)
         nulls: dict[tuple[object, ...], Tensor] = {}
-        result = AblationResult(plain=float(plain.mean()))
         generator = torch.Generator().manual_seed(self.seed)
+
+        def effects_of(members: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "row"]:
+            edits = ablations(net, members, means)
+            edited = scores(net, material, score, edits=edits, batch_size=self.batch_size)
+            return edited - plain
+
+        each = (
+            _seconds(lambda: [effects_of(d) for d in _random_groups(groups[0], 2, generator)]) / 2
+        )
+        num_nulls = self._affordable(groups, deadline - time.monotonic(), each)
+        result = AblationResult(plain=float(plain.mean()), num_nulls=num_nulls, seconds_each=each)
         progress.start("ablations", len(groups), "groups")
         for number, group in enumerate(groups):
-            if time.monotonic() - started > seconds:
+            runs = 1 if group.null_key in nulls else 1 + num_nulls
+            if time.monotonic() + runs * each > deadline:
                 result.skipped.extend(g.name for g in groups[number:])
                 break
             if group.null_key not in nulls:
-                nulls[group.null_key] = torch.stack(
-                    [
-                        self._effect(net, material, score, plain, means, drawn).mean()
-                        for drawn in _random_groups(group, self.num_nulls, generator)
-                    ]
-                )
-            edits = ablations(net, group.members, means)
-            effects = scores(net, material, score, edits=edits, batch_size=self.batch_size) - plain
+                drawn = _random_groups(group, num_nulls, generator)
+                nulls[group.null_key] = torch.stack([effects_of(d).mean() for d in drawn])
+            effects = effects_of(group.members)
             effect = float(effects.mean())
             result.done.append(
                 Importance(
@@ -141,24 +151,24 @@ class Ablation:
                         nulls[group.null_key],
                         f"mean ablation of {group.size} random units of the same pool",
                     ),
-                    edits=tuple(_described(edit) for edit in edits),
+                    edits=tuple(_described(e) for e in ablations(net, group.members, means)),
                 )
             )
             progress.advance()
         progress.finish()
         return result
 
-    def _effect(
-        self,
-        net: Net,
-        material: Material,
-        score: Score,
-        plain: Tensor,
-        means: Mapping[str, Tensor],
-        members: Mapping[str, tuple[int, ...]],
-    ) -> Float[Tensor, "row"]:
-        edits = ablations(net, members, means)
-        return scores(net, material, score, edits=edits, batch_size=self.batch_size) - plain
+    def _affordable(self, groups: Sequence[Group], seconds: float, each: float) -> int:
+        """As many random groups for each null as the time allows, between the two limits."""
+        num_nulls = len({g.null_key for g in groups})
+        spare = min(seconds, 1e9) / max(each, 1e-9) - len(groups)
+        return int(min(self.num_nulls, max(self.min_nulls, spare / num_nulls)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
 
 
 def unit_means(

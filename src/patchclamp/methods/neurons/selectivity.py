@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchclamp.core.errors import DataError
-from patchclamp.methods.statistics import benjamini_hochberg
 
 _Z95 = 1.959963984540054
 
@@ -23,8 +22,9 @@ class SelectivityResult:
         auroc: area under the ROC curve for that class against the rest, on the other half.
         low, high: 95% interval of the area, with rows of one group dependent.
         p: share of label shuffles, each with its own choice of class, that reach this area.
-        q: p corrected for the number of units (false discovery rate).
-        null_high: 95% quantile of the area under shuffled labels.
+        p_family: share of shuffles in which *any* unit reaches it: corrected for all units.
+        null_high, null_mean: 95% quantile and mean of the largest area of any unit under
+            shuffled labels.
         num_groups: independent groups that the area was measured on.
         num_shuffles: how many shuffles p and null_high come from.
     """
@@ -34,8 +34,9 @@ class SelectivityResult:
     low: Float[Tensor, "unit"]
     high: Float[Tensor, "unit"]
     p: Float[Tensor, "unit"]
-    q: Float[Tensor, "unit"]
-    null_high: Float[Tensor, "unit"]
+    p_family: Float[Tensor, "unit"]
+    null_high: float
+    null_mean: float
     num_groups: int
     num_shuffles: int
 
@@ -57,7 +58,8 @@ class Selectivity:
     Randomness: the split and the shuffles, by `seed`.  Cost: shuffles x rows x units x classes.
     Raises: DataError for fewer than two classes with 4 rows in each half.
     Fails when: a unit answers to a mixture of classes: no one-against-the-rest area shows it.
-    Source: Hanley & McNeil 1982 (area); Obuchowski 1997, eq. 3-7 (clustered variance).
+    Source: Hanley & McNeil 1982 (area); Obuchowski 1997 (clustered variance);
+        Westfall & Young 1993 (largest statistic over all units).
     """
 
     shuffles: int = 200
@@ -80,6 +82,7 @@ class Selectivity:
         for i in range(self.shuffles):
             shuffled = _shuffled(labels, groups, generator)
             drawn[i] = self._chosen(ranks, shuffled[first], shuffled[second], classes)[1]
+        largest = drawn.max(1).values
         p = (1 + (drawn >= area).sum(0)).double() / (1 + self.shuffles)
         spread = torch.stack(
             [
@@ -93,8 +96,9 @@ class Selectivity:
             low=(area - _Z95 * spread).clamp(0, 1),
             high=(area + _Z95 * spread).clamp(0, 1),
             p=p,
-            q=benjamini_hochberg(p),
-            null_high=drawn.quantile(0.95, dim=0),
+            p_family=(1 + (largest[:, None] >= area).sum(0)).double() / (1 + self.shuffles),
+            null_high=float(largest.quantile(0.95)),
+            null_mean=float(largest.mean()),
             num_groups=int(groups[second].unique().numel()),
             num_shuffles=self.shuffles,
         )

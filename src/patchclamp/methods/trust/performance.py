@@ -52,19 +52,33 @@ def accuracy(logits: Float[Tensor, "row class"], labels: Int[Tensor, "row"]) -> 
 
 
 def token_loss(
-    losses: Float[Tensor, "row"], tokens: Int[Tensor, "row position"], *, seed: int
+    losses: Float[Tensor, "row"], tokens: Int[Tensor, "row position"], *, vocabulary: int, seed: int
 ) -> PerformanceResult:
-    """Mean next-token loss over rows; the baseline knows how common each token is in this data.
+    """Mean next-token loss over rows, with the token frequencies as its baseline.
 
-    The baseline is the entropy of the tokens' own distribution here, which is lower than
-    any predictor of single tokens without context could reach on new data: a hard one.
+    The baseline predicts every row from the token counts of all other rows, with
+    Witten-Bell smoothing over the vocabulary (Witten & Bell 1991, method C), so that it
+    sees no token that it is judged on.
     """
-    counts = torch.bincount(tokens[:, 1:].flatten()).double()
-    share = counts[counts > 0] / counts.sum()
-    entropy = float(-(share * share.log()).sum())
     return PerformanceResult(
         value=float(losses.mean()),
         interval=bootstrap_mean(losses, seed=seed),
-        baseline=Null(kind="entropy of this data's token frequencies", mean=entropy),
+        baseline=Null(
+            kind="token frequencies of the other rows",
+            mean=float(frequency_loss(tokens, vocabulary).mean()),
+        ),
         per_class={},
     )
+
+
+def frequency_loss(tokens: Int[Tensor, "row position"], vocabulary: int) -> Float[Tensor, "row"]:
+    """Loss of each row under the smoothed token frequencies of all other rows, nats per token."""
+    wanted = tokens[:, 1:]
+    every = torch.bincount(wanted.flatten(), minlength=vocabulary).double()
+    losses = []
+    for row in wanted:
+        counts = every - torch.bincount(row, minlength=vocabulary)
+        num, kinds = counts.sum(), (counts > 0).sum()
+        share = (counts[row] + kinds / vocabulary) / (num + kinds)
+        losses.append(-share.log().mean())
+    return torch.stack(losses)
