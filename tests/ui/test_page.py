@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.report_sample import HOSTILE, hostile_document, large_document, sample_document
 
 from patchclamp.core.document import Column, Document, Section, Table
 from patchclamp.report import write_page
 from patchclamp.report.text import visible
+from tests.report_sample import HOSTILE, hostile_document, large_document, sample_document
 
 if os.environ.get("PATCHCLAMP_NO_BROWSER") == "1":
     pytest.skip("PATCHCLAMP_NO_BROWSER=1: no browser wanted", allow_module_level=True)

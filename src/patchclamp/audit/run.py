@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from patchclamp.audit.budget import Budget, affordable
+from patchclamp.audit.budget import Budget, affordable, fastest_threads
 from patchclamp.audit.context import Context, versions
 from patchclamp.audit.intake import intake
 from patchclamp.audit.sections.ablation import ablation
@@ -23,7 +23,7 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.findings import Verdict
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.data.dataset import Dataset
-from patchclamp.methods.material import score_for
+from patchclamp.methods.material import Material, score_for
 from patchclamp.net import Net, open
 
 _ROW_LENGTH = 32
@@ -61,31 +61,44 @@ def audit(
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        ctx = _context(source, data, budget, seed, example_inputs, allow_pickle, command, progress)
-        sections: list[Section] = []
-        for make in (performance, units, engines, ablation, anatomy):
-            started = time.process_time()
-            section = make(ctx)
-            if section is not None:
-                spent = time.process_time() - started
-                sections.append(replace(section, cpu_seconds=round(spent, 3)))
+        net, material = _opened(source, data, example_inputs, allow_pickle, progress)
+        with fastest_threads(net, material):
+            material = affordable(net, material, budget, passes=_PLANNED_PASSES, share=0.15)
+            ctx = Context(
+                net=net,
+                material=material,
+                score=score_for(net, material),
+                budget=budget,
+                progress=progress,
+                seed=seed,
+                command=command,
+                model_hash=net.hash,
+            )
+            return _document(ctx, _sections(ctx))
     finally:
         torch.random.set_rng_state(state)
+
+
+def _sections(ctx: Context) -> tuple[Section, ...]:
+    """Cheap sections first; ablation takes most of what time is left; then in reading order."""
+    made: dict[str, Section] = {}
+    for make in (performance, units, engines, anatomy, ablation):
+        started = time.process_time()
+        section = make(ctx)
+        if section is not None:
+            spent = time.process_time() - started
+            made[section.id] = replace(section, cpu_seconds=round(spent, 3))
     order = ("performance", "anatomy", "units", "ablation", "engines")
-    sections.sort(key=lambda s: order.index(s.id))
-    return _document(ctx, tuple(sections))
+    return tuple(made[name] for name in order if name in made)
 
 
-def _context(
+def _opened(
     source: str | os.PathLike[str] | nn.Module | Net,
     data: str | os.PathLike[str] | Dataset | None,
-    budget: Budget,
-    seed: int,
     example_inputs: object,
     allow_pickle: bool,
-    command: str,
     progress: Progress,
-) -> Context:
+) -> tuple[Net, Material]:
     if isinstance(source, Net):
         net = source
     else:
@@ -96,18 +109,7 @@ def _context(
             hint="call module.eval() first: an audit of a changing network means nothing",
         )
     length = net.loaded.context if net.loaded.context is not None else _ROW_LENGTH
-    material = intake(net, data, length=min(length, _ROW_LENGTH))
-    material = affordable(net, material, budget, passes=_PLANNED_PASSES, share=0.15)
-    return Context(
-        net=net,
-        material=material,
-        score=score_for(net, material),
-        budget=budget,
-        progress=progress,
-        seed=seed,
-        command=command,
-        model_hash=net.hash,
-    )
+    return net, intake(net, data, length=min(length, _ROW_LENGTH))
 
 
 def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:

@@ -28,7 +28,7 @@ def audit(
     model: str = "digits-cnn",
     *,
     data: str | None = None,
-    budget: str = "2m",
+    budget: Annotated[str, Parameter(allow_leading_hyphen=True)] = "2m",
     out: Path = Path("report.html"),
     json_out: Annotated[str | None, Parameter(name="--json", allow_leading_hyphen=True)] = None,
     seed: int = 0,
@@ -84,11 +84,11 @@ def _checked_outputs(out: Path, json_out: str | None) -> Path | None:
     """Refuse outputs that could not be written, before the work; returns the file of findings."""
     if json_out is not None and json_out.startswith("-") and json_out != "-":
         raise OptionError("--json takes a file, or - to print", got=repr(json_out))
-    terminal.require_writable("--out", out)
+    terminal.require_writable(out)
     if json_out is None or json_out == "-":
         return None
     findings = Path(json_out)
-    terminal.require_writable("--json", findings)
+    terminal.require_writable(findings)
     if findings.resolve() == out.resolve():
         raise OptionError("--out and --json name the same file", got=f"'{out}'")
     return findings

@@ -18,7 +18,7 @@ def report(findings: Path, *, out: Path = Path("report.html"), as_json: AsJson =
     """
     from patchclamp.report import read_document, write_page
 
-    require_writable("--out", out)
+    require_writable(out)
     document = read_document(findings)
     write_page(document, out)
     if as_json:

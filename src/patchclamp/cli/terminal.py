@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from patchclamp.core.errors import OptionError, OutputError
+from patchclamp.core.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,13 +75,8 @@ def table(stream: TextIO, heads: Sequence[str], rows: Iterable[Sequence[str]]) -
     stream.write(_encodable("\n".join(line.rstrip() for line in lines), stream) + "\n")
 
 
-def require_writable(option: str, path: Path) -> None:
-    """Refuse an output that could not be written, before any work is done for it.
-
-    Raises: OptionError, OutputError.
-    """
-    if str(path) == "-":
-        raise OptionError(f"{option} takes a file", got="'-'", hint=f"{option} {option[2:]}.html")
+def require_writable(path: Path) -> None:
+    """Raise OutputError for a file that could not be written, before any work is done for it."""
     if path.is_dir() or str(path).endswith(os.sep):
         raise OutputError(f"cannot write '{path}': it is a folder", hint="give a file name in it")
     folder = path.resolve().parent

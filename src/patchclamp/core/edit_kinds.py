@@ -198,7 +198,7 @@ class Callback(Edit):
     def new(self, part: torch.Tensor, frame: Frame, chosen: Chosen) -> torch.Tensor:
         if self.function is None:
             raise EditError(f"callback on '{self.site}' has no function")
-        made = self.function(part)
+        made = self.function(part.clone())  # it may work in place
         if not isinstance(made, torch.Tensor) or made.shape != part.shape:
             got = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
             raise EditError(

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "xarray", "polars", "pandas", "transformers", "onnx", "numpy", "jinja2")
+HEAVY = ("torch", "xarray", "polars", "pandas", "transformers", "onnx", "numpy")
 PROGRAM = f"""
 import sys
 from patchclamp.cli import run

@@ -216,6 +216,12 @@ def test_callback_gets_the_chosen_part_only() -> None:
     assert torch.equal(got[:, :2], x[:, :2])
 
 
+def test_callback_may_work_in_place() -> None:
+    x = value(2, 4, 3)
+    assert torch.equal(E.callback("s", lambda p: p.neg_()).apply(x, SEQUENCE), -value(2, 4, 3))
+    assert torch.equal(x, value(2, 4, 3))
+
+
 @pytest.mark.parametrize("bad", [lambda p: p[:1], lambda p: p.tolist(), lambda p: None])
 def test_callback_must_return_a_tensor_of_the_same_shape(bad: object) -> None:
     with pytest.raises(EditError, match=r"must return a tensor of the shape it got.*\(2, 4, 3\)"):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from tests.report_sample import sample_document
 
 from patchclamp.core import document as core_document
 from patchclamp.core import findings as core_findings
@@ -16,6 +15,7 @@ from patchclamp.core.document import Bars, Document, Facts, Passage, Picture, Ta
 from patchclamp.core.errors import DataError, EvidenceError, OutputError
 from patchclamp.report import read_document, write_findings
 from patchclamp.report.json_form import SCHEMA_PATH, document_from_plain, plain_document
+from tests.report_sample import sample_document
 
 SCHEMA = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.report_sample import hostile_document, large_document, sample_document
 
 from patchclamp.core.document import (
     Bars,
@@ -34,6 +33,7 @@ from patchclamp.core.findings import Evidence
 from patchclamp.report import read_document, render, write_findings, write_page
 from patchclamp.report.page import picture_size
 from patchclamp.report.png import encode_png
+from tests.report_sample import hostile_document, large_document, sample_document
 
 
 class Page(html.parser.HTMLParser):

@@ -42,7 +42,7 @@ def anatomy(ctx: Context) -> Section:
                 path.count("."),
                 path,
                 type(module).__name__,
-                "(" + ", ".join(map(str, shape)) + ")" if address is not None else "not called",
+                "×".join(map(str, shape)) if address is not None else "not called",
                 own,
                 own / max(net.num_parameters, 1),
                 min(1.0, flops.get(path, 0) / total),
