@@ -60,22 +60,32 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
             raise RuntimeError("a recording failed; its traceback is above")
         return True
 
-    began = time.perf_counter()
+    def over(child: int) -> bool:
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, child, flags) is not None
+
+    def num_shards(name: str) -> int:
+        return len(list((folder / name).glob("shard-*.json")))
+
     ended(start("whole"))
-    span = time.perf_counter() - began
     done, runs, found = 0, 0, []
     while done < kills:
         runs += 1
-        finished = False
+        name, finished = f"run{runs}", False
         while not finished:
-            child = start(f"run{runs}")
+            child = start(name)
             if done < kills:
-                time.sleep(draw.uniform(0, span / 2))
+                # Wait for some more shards, or for none, and then a moment: on a busy
+                # machine moments of the clock alone would all fall into the start.
+                target = num_shards(name) + draw.choice((0, 0, 1, 2, 4))
+                while num_shards(name) < target and not over(child):
+                    time.sleep(0.0005)
+                time.sleep(draw.uniform(0, 0.02))
                 os.kill(child, signal.SIGKILL)
             finished = ended(child)
             if not finished:
                 done += 1
-                found.append(len(list((folder / f"run{runs}").glob("shard-*.json"))))
+                found.append(num_shards(name))
     return {"kills": done, "runs": runs, "recorded": found}
 
 

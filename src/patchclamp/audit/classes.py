@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patchclamp.audit.choose import num_units, spread
 from patchclamp.audit.context import Context
+from patchclamp.core.errors import DataError
 from patchclamp.methods.neurons.activity import SiteActivity
 from patchclamp.methods.neurons.selectivity import Selectivity, SelectivityResult
 
@@ -67,21 +68,35 @@ def selected(ctx: Context, known: Classes | None) -> list[Selected]:
             "selectivity to classes", "the data has no labels and no tokens", "--data with labels"
         )
         return []
-    chosen = _affordable(ctx)
+    sites = [a for a in ctx.activities if known.of.ndim == 1 or "position" in a.tap.axes]
+    if len(sites) < len(ctx.activities):
+        ctx.budget.skip(
+            f"selectivity of {len(ctx.activities) - len(sites)} sites",
+            "their values belong to no single token, and the texts have no labels",
+            "--data with labels",
+        )
+    if not sites:
+        return []
+    chosen = _affordable(ctx, sites)
     shuffles = 200 if sum(num_units(a.tap) for a in chosen) < 2000 else 100
     method = Selectivity(shuffles=shuffles, seed=ctx.seed)
-    made = []
+    made: list[Selected] = []
+    refused: list[str] = []
     ctx.progress.start("selectivity of units", len(chosen), "sites")
     for a in chosen:
         at = torch.arange(min(a.values.shape[0], MAX_OBSERVATIONS))
-        made.append(Selected(a, method.run(a.values[at], known.observed(a)[at], a.group[at])))
+        try:
+            made.append(Selected(a, method.run(a.values[at], known.observed(a)[at], a.group[at])))
+        except DataError as e:
+            refused.append(str(e))
         ctx.progress.advance()
     ctx.progress.finish()
+    if refused:
+        ctx.budget.skip(f"selectivity of {len(refused)} sites", refused[0], "--data with more rows")
     return made
 
 
-def _affordable(ctx: Context) -> list[SiteActivity]:
-    sites = ctx.activities
+def _affordable(ctx: Context, sites: list[SiteActivity]) -> list[SiteActivity]:
     units = {a.tap.label: num_units(a.tap) for a in sites}
     for most in range(len(sites), 0, -1):
         kept = {t.label for t in spread([a.tap for a in sites], most)}

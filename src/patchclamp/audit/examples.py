@@ -25,6 +25,8 @@ def examples(ctx: Context, chosen: Sequence[Selected], names: Sequence[str]) -> 
     if ctx.material.kind is RowKind.ARRAY:
         return None
     picked = _picked(ctx, chosen, names)
+    if ctx.material.kind is RowKind.TEXT:  # a passage shows a value at each of its tokens
+        picked = [x for x in picked if "position" in x[0].tap.axes]
     if not picked:
         return None
     units = []

@@ -12,7 +12,7 @@ from patchclamp.core.errors import DataError
 from patchclamp.data import Kind, load_data
 from patchclamp.data.dataset import Dataset
 from patchclamp.methods.material import Material, RowKind
-from patchclamp.model.inputs import Call
+from patchclamp.model.inputs import BATCH, Call
 from patchclamp.model.sources import Layout, Preprocessing, Task
 from patchclamp.model.tokens import ByteTokenizer
 from patchclamp.net import Net
@@ -33,9 +33,18 @@ def intake(net: Net, data: str | os.PathLike[str] | Dataset | None, *, length: i
     dataset = data if isinstance(data, Dataset) else load_data(data or default_data(net))
     if len(dataset) > _MAX_ROWS:
         dataset = dataset.subset(_MAX_ROWS)
-    if dataset.kind in (Kind.TEXT, Kind.TOKENS):
-        return _texts(net, dataset, length)
-    return _arrays(net, dataset)
+    text = dataset.kind in (Kind.TEXT, Kind.TOKENS)
+    return _mixed(net, _texts(net, dataset, length) if text else _arrays(net, dataset))
+
+
+def _mixed(net: Net, material: Material) -> Material:
+    """Labelled rows in a random order: methods that read the first so many see every class."""
+    varying = any(BATCH in dims for dims in net.call_dims(material.call))
+    if material.labels is None or not varying:
+        return material
+    return material.rows(
+        net, torch.randperm(material.num, generator=torch.Generator().manual_seed(0))
+    )
 
 
 def default_data(net: Net) -> str:
@@ -100,6 +109,7 @@ def prepared(images: Tensor, how: Preprocessing) -> Tensor:
             "the images have the wrong number of channels",
             got=str(images.shape[1]),
             expected=str(how.channels),
+            hint="save them with that many channels: (row, channel, height, width)",
         )
     whole = (round(how.height / how.crop), round(how.width / how.crop))
     if tuple(images.shape[2:]) != whole:
@@ -116,10 +126,17 @@ def prepared(images: Tensor, how: Preprocessing) -> Tensor:
 
 def _texts(net: Net, dataset: Dataset, length: int) -> Material:
     tokenizer = net.tokenizer
-    bytes_in = dataset.kind is Kind.TOKENS and (
-        tokenizer is None or isinstance(tokenizer, ByteTokenizer)
+    if not any(len(dims) == 2 for dims in net.input_dims):
+        raise DataError(
+            f"'{dataset.name}' holds texts, which do not fit {net.name}",
+            got=str(dataset.kind),
+            expected=f"inputs {_shown(net)}",
+            hint="`patchclamp data` lists the forms that data may have",
+        )
+    as_they_are = dataset.kind is Kind.TOKENS and (
+        tokenizer is None or isinstance(tokenizer, ByteTokenizer) or not dataset.texts
     )
-    if bytes_in:
+    if as_they_are:
         ids, labels = dataset.inputs[:, :length], dataset.labels
         call = net.call(ids)
     elif tokenizer is None or not dataset.texts:

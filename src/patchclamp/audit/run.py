@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from patchclamp.audit.budget import Budget, affordable, fastest_threads
-from patchclamp.audit.context import Context, versions
+from patchclamp.audit.context import Context, listed, versions
 from patchclamp.audit.intake import intake
 from patchclamp.audit.sections.ablation import ablation
 from patchclamp.audit.sections.anatomy import anatomy
@@ -99,17 +99,26 @@ def _opened(
     allow_pickle: bool,
     progress: Progress,
 ) -> tuple[Net, Material]:
+    if isinstance(source, nn.Module):
+        _require_eval(source, type(source).__name__)  # before it is run for the first time
     if isinstance(source, Net):
         net = source
     else:
         net = open(source, example_inputs, allow_pickle=allow_pickle, progress=progress)
-    if net.module.training:
-        raise InputError(
-            f"{net.name} is in training mode",
-            hint="call module.eval() first: an audit of a changing network means nothing",
-        )
+    _require_eval(net.module, net.name)
     length = net.loaded.context if net.loaded.context is not None else _ROW_LENGTH
     return net, intake(net, data, length=min(length, _ROW_LENGTH))
+
+
+def _require_eval(module: nn.Module, name: str) -> None:
+    """Refuse a network of which any part is in training mode."""
+    training = [path or "the network" for path, m in module.named_modules() if m.training]
+    if training:
+        raise InputError(
+            f"{name} is in training mode",
+            got=listed(training, 4),
+            hint="call module.eval() first: an audit of a changing network means nothing",
+        )
 
 
 def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:

@@ -305,9 +305,7 @@ def _same_part(
     return tensor
 
 
-def _positions(
-    rows: torch.Tensor, size: int, frame: Frame, chosen: Chosen
-) -> torch.Tensor:
+def _positions(rows: torch.Tensor, size: int, frame: Frame, chosen: Chosen) -> torch.Tensor:
     """Which of `size` given positions belong to a window's rows.
 
     What was given is either as long as the positions that `where` lists, or holds

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchclamp.audit.context import Context
 from patchclamp.core.document import Bars, Cell, Column, Curve, Section, Table
+from patchclamp.core.errors import DataError
 from patchclamp.core.findings import Evidence, Finding, Verdict
 from patchclamp.methods.material import plain_output, record
 from patchclamp.methods.statistics import bootstrap_mean, wilson
@@ -49,7 +50,8 @@ def _classifier(ctx: Context, labels: Tensor) -> Section:
         over=ctx.over,
         record=record(ctx.net, ctx.material, method="performance.accuracy", metric="accuracy"),
     )
-    calibration = Calibration(seed=ctx.seed).run(logits.float().softmax(1), labels)
+    confidence, guess = logits.double().softmax(1).max(1)
+    calibration = _calibration(ctx, confidence, guess == labels)
     names = ctx.material.class_names
     return Section(
         id="performance",
@@ -59,10 +61,19 @@ def _classifier(ctx: Context, labels: Tensor) -> Section:
         blocks=(
             _by_class(result, names),
             _mistakes(result, names),
-            _reliability(calibration),
+            *(_reliability(c) for c in calibration),
         ),
-        findings=(ctx.signed(finding), ctx.signed(_calibrated(ctx, calibration))),
+        findings=(ctx.signed(finding), *(ctx.signed(_calibrated(ctx, c)) for c in calibration)),
     )
+
+
+def _calibration(ctx: Context, confidence: Tensor, right: Tensor) -> list[CalibrationResult]:
+    """The calibration, or nothing where the data has too few rows for it."""
+    try:
+        return [Calibration(seed=ctx.seed).judge(confidence, right)]
+    except DataError as e:
+        ctx.budget.skip("calibration", str(e), "--data with more rows")
+        return []
 
 
 def _name(names: tuple[str, ...], c: int) -> str:
@@ -169,12 +180,18 @@ def _language(ctx: Context) -> Section:
         best = log_p.max(-1)
         sure.append(best.values.exp())
         right.append(best.indices == wanted)
-    loss = token_loss(torch.cat(losses), tokens, vocabulary=logits.shape[-1], seed=ctx.seed)
+    loss = token_loss(
+        torch.cat(losses),
+        tokens,
+        vocabulary=logits.shape[-1],
+        seed=ctx.seed,
+        mask=ctx.material.mask,
+    )
     counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
     if ctx.material.mask is not None:
         counted = ctx.material.mask[:, 1:]
     confidence, correct = torch.cat(sure)[counted], torch.cat(right)[counted]
-    calibration = Calibration(seed=ctx.seed).judge(confidence, correct)
+    calibration = _calibration(ctx, confidence, correct)
     better = loss.interval.high < loss.baseline.mean
     finding = Finding(
         id="performance/loss",
@@ -197,8 +214,11 @@ def _language(ctx: Context) -> Section:
         f"{tokens.shape[1]} tokens (perplexity {perplexity:.1f}); the top guess is right "
         f"{float(correct.double().mean()):.1%} of the time. The token frequencies of the "
         f"other rows give {loss.baseline.mean:.3f} nats.",
-        blocks=(_by_position(torch.cat(each), counted, ctx.seed), _reliability(calibration)),
-        findings=(ctx.signed(finding), ctx.signed(_calibrated(ctx, calibration))),
+        blocks=(
+            _by_position(torch.cat(each), counted, ctx.seed),
+            *(_reliability(c) for c in calibration),
+        ),
+        findings=(ctx.signed(finding), *(ctx.signed(_calibrated(ctx, c)) for c in calibration)),
     )
 
 

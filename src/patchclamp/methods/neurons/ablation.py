@@ -15,7 +15,7 @@ from patchclamp.core.edits import Edit
 from patchclamp.core.findings import Interval, Json, Null
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.core.sites import Tap
-from patchclamp.methods.material import Material, Score, scores
+from patchclamp.methods.material import Material, Score, num_rows, scores
 from patchclamp.methods.neurons.activity import flat, unit_axes
 from patchclamp.methods.statistics import bootstrap_mean, permutation_null
 from patchclamp.net import Net
@@ -174,16 +174,25 @@ def _seconds(work: Callable[[], object]) -> float:
 def unit_means(
     net: Net, material: Material, sites: Sequence[str], batch_size: int
 ) -> dict[str, Float[Tensor, "unit"]]:
-    """Mean of every flattened unit over rows and positions, for mean ablation."""
+    """Mean of every flattened unit over rows and positions, for mean ablation.
+
+    Positions outside the material's mask do not count, where a site has positions.
+    """
     taps = {tap.label: tap for tap in net.taps(sites)}
     sums: dict[str, Tensor] = {}
     count: dict[str, int] = {}
+    start = 0
     for batch in net.batches(material.call, batch_size):
         acts = net.record(batch, sites)
+        stop = start + num_rows(net, batch)
         for label, tap in taps.items():
-            x = flat(acts.tensor(label), tap, unit_axes(tap)).flatten(0, 1)
+            whole = flat(acts.tensor(label), tap, unit_axes(tap))
+            by_token = material.mask is not None and "position" in tap.axes
+            counted = material.mask[start:stop] if by_token else torch.ones(whole.shape[:2]).bool()
+            x = whole[counted]
             sums[label] = sums.get(label, torch.zeros(x.shape[1])) + x.sum(0)
             count[label] = count.get(label, 0) + x.shape[0]
+        start = stop
     return {label: sums[label] / count[label] for label in taps}
 
 

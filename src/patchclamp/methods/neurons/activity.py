@@ -142,11 +142,12 @@ class _Gathered:
         n = self.count
         mean = total / n
         variance = (squares / n - mean**2).clamp(min=0)
-        sparsity = (1 - (strength / n) ** 2 / (squares / n).clamp(min=1e-300)) / (1 - 1 / n)
+        even = 1 - (strength / n) ** 2 / (squares / n).clamp(min=1e-300)
+        sparsity = even / (1 - 1 / n) if n > 1 else torch.zeros_like(even)
         still = squares == 0
         rectified = bool((self.low >= 0).all())
         scale = float(torch.maximum(self.low.abs(), self.high.abs()).max())
-        dead = (self.high - self.low) <= 1e-6 * scale
+        dead = ((self.high - self.low) <= 1e-6 * scale) & (n > 1)  # one value cannot move
         if rectified:
             dead = dead | (self.high <= 0)
         dense = (active / n > dense_above) & ~dead & rectified

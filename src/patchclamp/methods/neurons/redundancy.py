@@ -37,12 +37,13 @@ class RedundancyResult:
 class Redundancy:
     """Pairs of units with |correlation| above a limit, against shuffled observations.
 
-    The null shuffles each unit's observations on its own and takes the largest
-    |correlation| over all pairs, so that the many pairs are paid for.
+    The null turns each unit's observations by a random offset of its own, which keeps
+    neighbouring tokens alike, and takes the largest |correlation| over all pairs, so
+    that the many pairs are paid for.
 
     Shapes: values (observation, unit).
     Units: Pearson correlation, -1..1.
-    Randomness: the shuffles, by `seed`.  Cost: (1 + shuffles) x observations x units^2.
+    Randomness: the offsets, by `seed`.  Cost: (1 + shuffles) x observations x units^2.
     Fails when: two units agree on this data and differ elsewhere.
     Source: the Pearson correlation; max-statistic null, Westfall & Young 1993.
     """
@@ -59,8 +60,7 @@ class Redundancy:
         found = torch.triu(scaled.T @ scaled, diagonal=1).clamp(-1, 1)
         null = torch.zeros(self.shuffles)
         for i in range(self.shuffles):
-            order = torch.rand(scaled.shape, generator=generator).argsort(0)
-            mixed = scaled.gather(0, order)
+            mixed = _turned(scaled, generator)
             null[i] = torch.triu(mixed.T @ mixed, diagonal=1).abs().max() if len(moving) > 1 else 0
         strong = found.abs() >= self.limit
         at = strong.nonzero()
@@ -92,3 +92,10 @@ def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
     norm = centred.norm(dim=0)
     moving = (norm > 1e-6 * norm.max().clamp(min=1e-30)).nonzero()[:, 0]
     return centred[:, moving] / norm[moving], moving
+
+
+def _turned(columns: Tensor, generator: torch.Generator) -> Tensor:
+    """Every column turned around by a random offset of its own."""
+    num, units = columns.shape
+    offset = torch.randint(num, (units,), generator=generator)
+    return columns.gather(0, (torch.arange(num)[:, None] + offset) % num)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchclamp.core.errors import DataError
@@ -48,9 +48,9 @@ class Selectivity:
     The class is chosen on one half of the groups (images, or texts whose tokens hang
     together) and the area measured on the other, so that choosing among many classes
     cannot inflate it. The interval treats rows of one group as dependent. The null
-    repeats choice and measurement with labels shuffled over rows, or, where groups hold
-    several rows, with each group's labels turned by a random offset, which keeps
-    neighbouring tokens alike.
+    repeats choice and measurement with labels shuffled over groups where all rows of a
+    group have one label (images, labelled texts), or else with each group's labels turned
+    by a random offset, which keeps neighbouring tokens alike.
 
     Shapes: activations (row, unit), labels (row; negative: of no class), groups (row);
         results (unit).
@@ -84,12 +84,13 @@ class Selectivity:
             drawn[i] = self._chosen(ranks, shuffled[first], shuffled[second], classes)[1]
         largest = drawn.max(1).values
         p = (1 + (drawn >= area).sum(0)).double() / (1 + self.shuffles)
-        spread = torch.stack(
-            [
-                clustered_deviation(activations[second, u], labels[second] == c, groups[second])
-                for u, c in enumerate(classes[best].tolist())
-            ]
-        )
+        spread = torch.zeros_like(area)
+        for number, c in enumerate(classes.tolist()):
+            units = (best == number).nonzero()[:, 0]
+            if units.numel():
+                spread[units] = clustered_deviation(
+                    activations[second][:, units], labels[second] == c, groups[second]
+                )
         return SelectivityResult(
             best=classes[best],
             auroc=area,
@@ -142,32 +143,29 @@ def _ranks(values: Float[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
 
 
 def clustered_deviation(
-    values: Float[Tensor, "row"], member: Tensor, groups: Int[Tensor, "row"]
-) -> Float[Tensor, ""]:
-    """Standard deviation of an area whose rows come in dependent groups (Obuchowski 1997)."""
-    inside, outside = values[member], values[~member]
-    num_in, num_out = inside.numel(), outside.numel()
-    whole = _ranks(values[:, None].double())[:, 0]
-    own_in = _ranks(inside[:, None].double())[:, 0]
-    own_out = _ranks(outside[:, None].double())[:, 0]
-    placed_in = (whole[member] - own_in) / num_out
-    placed_out = 1 - (whole[~member] - own_out) / num_in
-    area = placed_in.mean()
+    values: Float[Tensor, "row unit"], member: Bool[Tensor, "row"], groups: Int[Tensor, "row"]
+) -> Float[Tensor, "unit"]:
+    """Standard deviation of areas whose rows come in dependent groups (Obuchowski 1997).
+
+    Shapes: values (row, unit); member (row), true for the class; groups (row).
+    """
+    num_in, num_out = int(member.sum()), int((~member).sum())
+    whole = _ranks(values)
+    placed_in = (whole[member] - _ranks(values[member])) / num_out
+    placed_out = 1 - (whole[~member] - _ranks(values[~member])) / num_in
+    area = placed_in.mean(0)
     _, cluster = groups.unique(return_inverse=True)
     num = int(cluster.max()) + 1
 
     def sums(at: Tensor, placed: Tensor) -> Tensor:
-        zero = torch.zeros(num, dtype=torch.float64)
-        return zero.scatter_add(0, cluster[at], placed - area)
+        zero = torch.zeros(num, values.shape[1], dtype=torch.float64)
+        return zero.index_add(0, cluster[at], placed - area)
 
     off_in, off_out = sums(member, placed_in), sums(~member, placed_out)
-    held_in = int((torch.zeros(num).scatter_add(0, cluster[member], torch.ones(num_in)) > 0).sum())
-    held_out = int(
-        (torch.zeros(num).scatter_add(0, cluster[~member], torch.ones(num_out)) > 0).sum()
-    )
-    variance_in = held_in / max(held_in - 1, 1) / num_in * (off_in**2).sum() / num_in
-    variance_out = held_out / max(held_out - 1, 1) / num_out * (off_out**2).sum() / num_out
-    shared = num / max(num - 1, 1) * (off_in * off_out).sum() / (num_in * num_out)
+    held_in, held_out = cluster[member].unique().numel(), cluster[~member].unique().numel()
+    variance_in = held_in / max(held_in - 1, 1) / num_in * (off_in**2).sum(0) / num_in
+    variance_out = held_out / max(held_out - 1, 1) / num_out * (off_out**2).sum(0) / num_out
+    shared = num / max(num - 1, 1) * (off_in * off_out).sum(0) / (num_in * num_out)
     return (variance_in + variance_out + 2 * shared).clamp(min=0).sqrt()
 
 
@@ -197,10 +195,11 @@ def _usable(labels: Int[Tensor, "row"], halves: tuple[Tensor, Tensor]) -> Int[Te
 def _shuffled(
     labels: Int[Tensor, "row"], groups: Int[Tensor, "row"], generator: torch.Generator
 ) -> Int[Tensor, "row"]:
-    """Labels without their tie to the rows: permuted, or turned within each group of several."""
-    names, sizes = groups.unique(return_counts=True)
-    if int(sizes.max()) == 1:
-        return labels[torch.randperm(labels.numel(), generator=generator)]
+    """Labels without their tie to the rows: permuted over groups, or turned within each group."""
+    names, cluster, sizes = groups.unique(return_inverse=True, return_counts=True)
+    of_group = torch.zeros_like(names).scatter(0, cluster, labels)
+    if torch.equal(of_group[cluster], labels):  # turning would give every label back
+        return of_group[torch.randperm(names.numel(), generator=generator)][cluster]
     made = labels.clone()
     for name, size in zip(names.tolist(), sizes.tolist(), strict=True):
         at = (groups == name).nonzero()[:, 0]

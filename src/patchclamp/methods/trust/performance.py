@@ -52,31 +52,43 @@ def accuracy(logits: Float[Tensor, "row class"], labels: Int[Tensor, "row"]) -> 
 
 
 def token_loss(
-    losses: Float[Tensor, "row"], tokens: Int[Tensor, "row position"], *, vocabulary: int, seed: int
+    losses: Float[Tensor, "row"],
+    tokens: Int[Tensor, "row position"],
+    *,
+    vocabulary: int,
+    seed: int,
+    mask: Tensor | None = None,
 ) -> PerformanceResult:
     """Mean next-token loss over rows, with the token frequencies as its baseline.
 
     The baseline predicts every row from the token counts of all other rows, with
     Witten-Bell smoothing over the vocabulary (Witten & Bell 1991, method C), so that it
-    sees no token that it is judged on.
+    sees no token that it is judged on. Tokens outside the mask count nowhere.
     """
     return PerformanceResult(
         value=float(losses.mean()),
         interval=bootstrap_mean(losses, seed=seed),
         baseline=Null(
             kind="token frequencies of the other rows",
-            mean=float(frequency_loss(tokens, vocabulary).mean()),
+            mean=float(frequency_loss(tokens, vocabulary, mask).mean()),
         ),
         per_class={},
     )
 
 
-def frequency_loss(tokens: Int[Tensor, "row position"], vocabulary: int) -> Float[Tensor, "row"]:
+def frequency_loss(
+    tokens: Int[Tensor, "row position"], vocabulary: int, mask: Tensor | None = None
+) -> Float[Tensor, "row"]:
     """Loss of each row under the smoothed token frequencies of all other rows, nats per token."""
     wanted = tokens[:, 1:]
-    every = torch.bincount(wanted.flatten(), minlength=vocabulary).double()
+    counted = torch.ones_like(wanted, dtype=torch.bool) if mask is None else mask[:, 1:].bool()
+    every = torch.bincount(wanted[counted], minlength=vocabulary).double()
     losses = []
-    for row in wanted:
+    for whole, own in zip(wanted, counted, strict=True):
+        row = whole[own]
+        if row.numel() == 0:  # a text of one token has nothing to predict
+            losses.append(torch.zeros((), dtype=torch.float64))
+            continue
         counts = every - torch.bincount(row, minlength=vocabulary)
         num, kinds = counts.sum(), (counts > 0).sum()
         share = (counts[row] + kinds / vocabulary) / (num + kinds)
