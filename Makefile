@@ -15,7 +15,7 @@ BUDGET ?= 2m
 OUT    ?= report.html
 DATA   ?=
 PYTHON ?= python3
-PYTEST ?= -n auto --dist worksteal
+PYTEST ?= -n auto --dist worksteal -rs
 
 VENV   := .venv
 BIN    := $(VENV)/bin

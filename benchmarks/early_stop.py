@@ -38,7 +38,8 @@ def main() -> None:
     }
     bar = (layer + 1) / net.num_layers + MARGIN
     bars = {"hooks engine, stops": bar, "graph engine, stops": bar}
-    report("early_stop", net, taken, "bare forward pass", bars, quality, check=given.check)
+    pairs = {name: "bare forward pass" for name in taken if name != "bare forward pass"}
+    report("early_stop", net, taken, pairs, bars, quality, check=given.check)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def report(
     file: str,
     net: Net,
     taken: Mapping[str, list[float]],
-    base: str,
+    pairs: Mapping[str, str],
     bars: Mapping[str, float],
     quality: Mapping[str, float],
     *,
@@ -90,21 +90,22 @@ def report(
     """Print the figures, write them to `results/`, and exit 1 on a missed bar if asked to.
 
     Args:
-        bars: the largest ratio to `base` that each contender may have.
+        pairs: contender -> what it is compared with, measured in the same rounds.
+        bars: the largest ratio to that which each contender may have.
         quality: largest differences to the bare forward pass, which should be next to nothing.
     """
-    ratios = {name: ratio(taken, name, base) for name in taken if name != base}
+    ratios = {name: ratio(taken, name, base) for name, base in pairs.items()}
     missed = [n for n, bar in bars.items() if ratios[n]["median"] > bar]
     data = {
         "model": net.name,
         "tokens": [BATCH, LENGTH],
-        "base": base,
+        "compared_with": dict(pairs),
         "cpu_seconds_median": {n: statistics.median(t) for n, t in taken.items()},
-        "ratio_to_base": ratios,
+        "ratio": ratios,
         "bars": dict(bars),
         "missed": missed,
         "quality": dict(quality),
-        "rounds": len(taken[base]),
+        "rounds": min(len(times) for times in taken.values()),
         "hardware": {
             "machine": platform.machine(),
             "processor": _processor(),

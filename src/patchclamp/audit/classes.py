@@ -26,6 +26,10 @@ class Classes:
     names: tuple[str, ...]
     of: Int[Tensor, "row *position"]
 
+    def fits(self, activity: SiteActivity) -> bool:
+        """Whether the site has a value for everything that has a class."""
+        return self.of.ndim == 1 or int(activity.position.max()) + 1 == self.of.shape[1]
+
     def observed(self, activity: SiteActivity) -> Int[Tensor, "observation"]:
         """The class of each observation (-1: of no class)."""
         if self.of.ndim == 1:
@@ -68,7 +72,7 @@ def selected(ctx: Context, known: Classes | None) -> list[Selected]:
             "selectivity to classes", "the data has no labels and no tokens", "--data with labels"
         )
         return []
-    sites = [a for a in ctx.activities if known.of.ndim == 1 or "position" in a.tap.axes]
+    sites = [a for a in ctx.activities if known.fits(a)]
     if len(sites) < len(ctx.activities):
         ctx.budget.skip(
             f"selectivity of {len(ctx.activities) - len(sites)} sites",

@@ -25,10 +25,6 @@ def examples(ctx: Context, chosen: Sequence[Selected], names: Sequence[str]) -> 
     if ctx.material.kind is RowKind.ARRAY:
         return None
     picked = _picked(ctx, chosen, names)
-    if ctx.material.kind is RowKind.TEXT:  # a passage shows a value at each of its tokens
-        picked = [x for x in picked if "position" in x[0].tap.axes]
-    if not picked:
-        return None
     units = []
     for activity, unit, summary in picked:
         label = f"{activity.tap.label} unit {activity.table['unit'][unit]}"
@@ -36,10 +32,12 @@ def examples(ctx: Context, chosen: Sequence[Selected], names: Sequence[str]) -> 
             units.append(
                 UnitExamples(unit=label, summary=summary, pictures=_pictures(ctx, activity, unit))
             )
-        else:
-            units.append(
-                UnitExamples(unit=label, summary=summary, passages=_passages(ctx, activity, unit))
-            )
+            continue
+        passages = _passages(ctx, activity, unit)
+        if passages:
+            units.append(UnitExamples(unit=label, summary=summary, passages=passages))
+    if not units:
+        return None
     return Examples(
         title="What drives the most selective units",
         units=tuple(units),
@@ -102,6 +100,8 @@ def _passages(ctx: Context, activity: SiteActivity, unit: int) -> tuple[Passage,
         one = ctx.material.rows(ctx.net, torch.tensor([row]))
         acts = ctx.net.record(one.call, tap.label)
         strengths = flat(acts.tensor(tap.label), tap, activity.axes)[0, :, unit]
+        if strengths.numel() != tokens.shape[1]:
+            return ()  # a passage needs a value at each of its tokens
         focus = int(strengths.argmax())
         start, stop = max(0, focus - _BEFORE), min(tokens.shape[1], focus + _AFTER)
         ids = tokens[row, start:stop].tolist()

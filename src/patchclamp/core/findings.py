@@ -13,7 +13,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from patchclamp.core.errors import EvidenceError
 
@@ -158,7 +158,7 @@ class Finding:
     @classmethod
     def from_json(cls, data: dict[str, Json]) -> Finding:
         """The inverse of `to_json`."""
-        d: dict = dict(data)  # the schema was checked by the caller
+        d: dict[str, Any] = dict(data)  # the schema was checked by the caller
         record = dict(d.pop("record"))
         record["edits"] = tuple(record["edits"])
         interval, null = d.pop("interval"), d.pop("null")

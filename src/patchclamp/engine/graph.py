@@ -8,7 +8,7 @@ second copy. It serves calls of the one form that it was captured with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -87,19 +87,17 @@ class GraphEngine:
             if node.kind is Kind.TAG and node.operation == "output":
                 own = modules[node.module]
                 channels = channel_first(own) and len(shape) > 2
-                table[node.address] = Site(
-                    **{
-                        **_fields(table[node.address]),
-                        "axes": name_axes(shape, channels=channels),
-                        "parameters": sum(p.numel() for p in own.parameters()),
-                    }
+                table[node.address] = replace(
+                    table[node.address],
+                    axes=name_axes(shape, channels=channels),
+                    parameters=sum(p.numel() for p in own.parameters()),
                 )
         for attention in self.attention:
             for role, address in attention.roles.items():
                 site = table.get(address)
                 axes = attention.axes(role)
                 if site is not None and attention.num_heads is None and len(axes) == len(site.axes):
-                    table[address] = Site(**{**_fields(site), "axes": axes})
+                    table[address] = replace(site, axes=axes)
         return table
 
     def _site(
@@ -202,7 +200,3 @@ class GraphEngine:
         owner, _, name = node.path.rpartition(".")
         value: torch.Tensor = getattr(self.module.get_submodule(owner), name)
         return value
-
-
-def _fields(site: Site) -> dict[str, object]:
-    return {name: getattr(site, name) for name in site.__dataclass_fields__}

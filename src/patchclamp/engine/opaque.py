@@ -78,7 +78,7 @@ def opaque_functions() -> Iterator[list[Application]]:
     original = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]  # a classmethod
     _APPLICATIONS.clear()
 
-    def apply(cls: type[torch.autograd.Function], *args: object, **kwargs: object) -> object:
+    def apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
         application = Application(cls, args)
         tensors = application.tensors()
         if kwargs or not tensors:
@@ -95,5 +95,5 @@ def opaque_functions() -> Iterator[list[Application]]:
         if own is None:
             del torch.autograd.Function.apply
         else:
-            torch.autograd.Function.apply = own
+            torch.autograd.Function.apply = own  # type: ignore[method-assign]
         _APPLICATIONS.clear()

@@ -144,7 +144,8 @@ def _part(mask: Tensor | None, at: slice) -> Tensor | None:
 
 def _change(output: Tensor, plain: Tensor) -> Float[Tensor, "row"]:
     moved = (output - plain).flatten(1).norm(dim=1)
-    return moved / plain.flatten(1).norm(dim=1).clamp(min=1e-12)
+    change: Tensor = moved / plain.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return change
 
 
 def plain_output(

@@ -48,7 +48,9 @@ def test_the_graph_engine_equals_the_live_module(name: str) -> None:
     shared = [s.address for s in net.sites if s.engines == {"hooks", "graph"}]
     assert len(shared) >= 0.99 * len(net.hooks.sites())
     values = {e: net.record(inputs, shared, engine=e) for e in ENGINES}
-    worst = max(relative_error(values["graph"].tensor(a), values["hooks"].tensor(a)) for a in shared)
+    worst = max(
+        relative_error(values["graph"].tensor(a), values["hooks"].tensor(a)) for a in shared
+    )
     assert worst <= 1e-5
 
 

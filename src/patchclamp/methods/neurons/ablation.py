@@ -161,7 +161,7 @@ class Ablation:
     def _affordable(self, groups: Sequence[Group], seconds: float, each: float) -> int:
         """As many random groups for each null as the time allows, between the two limits."""
         num_nulls = len({g.null_key for g in groups})
-        spare = min(seconds, 1e9) / max(each, 1e-9) - len(groups)
+        spare = 0.6 * min(seconds, 1e9) / max(each, 1e-9) - len(groups)
         return int(min(self.num_nulls, max(self.min_nulls, spare / num_nulls)))
 
 
@@ -187,9 +187,11 @@ def unit_means(
         stop = start + num_rows(net, batch)
         for label, tap in taps.items():
             whole = flat(acts.tensor(label), tap, unit_axes(tap))
-            by_token = material.mask is not None and "position" in tap.axes
-            counted = material.mask[start:stop] if by_token else torch.ones(whole.shape[:2]).bool()
-            x = whole[counted]
+            masked = material.mask if "position" in tap.axes else None
+            if masked is not None and masked.shape[1] == whole.shape[1]:
+                x = whole[masked[start:stop]]
+            else:
+                x = whole.flatten(0, 1)
             sums[label] = sums.get(label, torch.zeros(x.shape[1])) + x.sum(0)
             count[label] = count.get(label, 0) + x.shape[0]
         start = stop

@@ -106,7 +106,7 @@ class _Gathered:
         x = flat(value, self.tap, self.unit_axes)  # (row, place, unit)
         rows, places, _ = x.shape
         counted = torch.ones(rows, places, dtype=torch.bool)
-        if self.mask is not None and self.by_token:
+        if self.mask is not None and self.by_token and self.mask.shape[1] == places:
             counted = self.mask[start : start + rows]
         every = x[counted].double()
         moments = [every.sum(0), (every**2).sum(0), (every > 0).sum(0).double(), every.abs().sum(0)]
