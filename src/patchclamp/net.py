@@ -28,13 +28,15 @@ from patchclamp.core.errors import (
     nearest,
 )
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.core.sites import Site, SiteTable, Tap
+from patchclamp.core.sites import SiteTable, Tap
 from patchclamp.engine.activations import Activations, joined
 from patchclamp.engine.changes import transforms
+from patchclamp.engine.coverage import Coverage, coverage
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.hooks import HooksEngine
 from patchclamp.engine.protocol import EngineName
 from patchclamp.engine.rig import Rig
+from patchclamp.engine.targets import Target, row_scores
 from patchclamp.model.identity import model_hash
 from patchclamp.model.inputs import BATCH, Call, as_call, principal
 from patchclamp.model.sources import Loaded, Task, load
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 
 Sites: TypeAlias = "str | Iterable[str]"
 Edits: TypeAlias = "Edit | Mapping[str, object] | Sequence[Edit | Mapping[str, object]]"
-Target: TypeAlias = "Callable[[torch.Tensor], torch.Tensor] | int | torch.Tensor"
 
 
 class Run(NamedTuple):
@@ -190,9 +191,9 @@ class Net:
         """Module values and their names only: no capture is made for it."""
         return self._rig.quick_table()
 
-    def coverage(self) -> CoverageReport:
+    def coverage(self) -> Coverage:
         """Which sites each engine offers here, and why others are missing."""
-        return CoverageReport(self)
+        return coverage(self._rig, self._progress)
 
     # ---- inputs and names ---------------------------------------------------
 
@@ -435,7 +436,7 @@ class Net:
         tapped = {**moves, **{address: hold(address) for address in addresses}}
         with torch.enable_grad():
             raw, _ = runner.run(call, transforms=tapped)
-            scores = _scores(principal(raw), target)
+            scores = row_scores(principal(raw), target)
             values = [held[a] for a in addresses]
             if not scores.requires_grad:
                 raise TargetError("the target does not depend on the recorded sites")
@@ -487,47 +488,14 @@ class Net:
         if "input_ids" in given:
             given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
         with torch.no_grad():
-            made: torch.Tensor = self.module.generate(
+            made: torch.Tensor = self.module.generate(  # type: ignore[operator]  # checked above
                 *call.args, **{"do_sample": False, **given, **options}
             )
         return made
 
     def capture_error(self) -> CaptureError | None:
         """Why the graph engine is missing for calls like the example; None where it works."""
-        try:
-            self._rig.graph(self.example, self._progress)
-        except CaptureError as e:
-            return e
-        return None
-
-
-class CoverageReport:
-    """Which sites each engine offers, and why others are missing. Prints as text."""
-
-    def __init__(self, net: Net) -> None:
-        self.network = net.name
-        self.error = net.capture_error()
-        table = net.sites
-        self.hooks: list[Site] = [s for s in table if "hooks" in s.engines]
-        self.graph: list[Site] = [s for s in table if "graph" in s.engines]
-        self.missing: dict[str, str] = dict(table.missing)
-        self.fixed: dict[str, str] = dict(net._rig.trace.fixed)
-        self.check = net._rig.report(net.example)
-
-    def __str__(self) -> str:
-        lines = [f"{self.network}", f"  hooks engine: {len(self.hooks)} sites (ground truth)"]
-        if self.error is not None:
-            lines.append(f"  graph engine: not available: {self.error}")
-        else:
-            lines.append(f"  graph engine: {len(self.graph)} sites")
-        if self.check is not None:
-            lines.append(
-                f"    checked on {', '.join(self.check.checks)}: largest relative difference "
-                f"{self.check.max_error:.1e} over {self.check.num_sites} shared sites"
-            )
-        lines += [f"  {axis} is fixed: {why}" for axis, why in self.fixed.items()]
-        lines += [f"  missing {name}: {why}" for name, why in self.missing.items()]
-        return "\n".join(lines)
+        return self._rig.capture_error(self._progress)
 
 
 def _addresses(taps: Iterable[Tap]) -> list[str]:
@@ -536,28 +504,3 @@ def _addresses(taps: Iterable[Tap]) -> list[str]:
 
 def _seen(taps: Sequence[Tap], values: Mapping[str, torch.Tensor]) -> Activations:
     return Activations(taps, {t.label: t.view.read(values[t.site.address]) for t in taps})
-
-
-def _scores(output: torch.Tensor, target: Target) -> torch.Tensor:
-    rows = output.shape[0] if output.ndim else 0
-    if callable(target) and not isinstance(target, torch.Tensor):
-        scores = target(output)
-    else:
-        last = output[:, -1] if output.ndim == 3 else output
-        wanted = torch.as_tensor(target, device=output.device).expand(rows)
-        if last.ndim != 2 or int(wanted.max()) >= last.shape[1] or int(wanted.min()) < 0:
-            raise TargetError(
-                "the target class is not an output of the network",
-                got=str(target),
-                expected=f"classes of an output of shape {tuple(output.shape)}",
-            )
-        scores = last.gather(1, wanted[:, None])[:, 0]
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (rows,):
-        got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise TargetError(
-            "a target gives one scalar per row",
-            got=f"shape {got}",
-            expected=f"shape ({rows},)",
-            hint="e.g. target=lambda logits: logits[:, -1, 42]",
-        )
-    return scores

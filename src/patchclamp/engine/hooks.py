@@ -163,8 +163,7 @@ def _install(
     def before(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
-        args, kwargs = _touch((args, kwargs), request, keep, path, is_input=True)
-        return args, kwargs
+        return _touch((args, kwargs), request, keep, path, is_input=True)  # type: ignore[return-value]  # of the form it was given
 
     def after(module: nn.Module, args: object, kwargs: dict[str, object], output: object) -> object:
         made = _touch(output, request, keep, path, is_input=False)

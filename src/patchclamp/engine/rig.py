@@ -135,6 +135,14 @@ class Rig:
         require(report, self.network)
         return engine
 
+    def capture_error(self, progress: Progress) -> CaptureError | None:
+        """Why there is no graph engine for calls like the example; None where there is one."""
+        try:
+            self.graph(self.trace.example, progress)
+        except CaptureError as e:
+            return e
+        return None
+
     def report(self, call: Call) -> CaptureReport | None:
         """What the checks of this form's capture measured; None where none was made."""
         return self._reports.get(call.structure)

@@ -166,7 +166,8 @@ def clustered_deviation(
     variance_in = held_in / max(held_in - 1, 1) / num_in * (off_in**2).sum(0) / num_in
     variance_out = held_out / max(held_out - 1, 1) / num_out * (off_out**2).sum(0) / num_out
     shared = num / max(num - 1, 1) * (off_in * off_out).sum(0) / (num_in * num_out)
-    return (variance_in + variance_out + 2 * shared).clamp(min=0).sqrt()
+    deviation: Tensor = (variance_in + variance_out + 2 * shared).clamp(min=0).sqrt()
+    return deviation
 
 
 def _halves(groups: Int[Tensor, "row"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -189,7 +190,8 @@ def _usable(labels: Int[Tensor, "row"], halves: tuple[Tensor, Tensor]) -> Int[Te
             got=f"{int(enough.sum())} such classes",
             hint="give more rows",
         )
-    return classes[enough]
+    usable: Tensor = classes[enough]
+    return usable
 
 
 def _shuffled(
