@@ -48,6 +48,7 @@ class Recipe:
     """How one network is trained. `bars` are the least or greatest values of its figures."""
 
     specimen: str
+    description: str
     options: dict[str, object]
     task: str
     data: str
@@ -239,6 +240,7 @@ def brief(figures: Figures) -> str:
 RECIPES: dict[str, Recipe] = {
     "digits-cnn": Recipe(
         specimen="digits_cnn",
+        description="convolutional network on handwritten digits of 8 x 8 pixels",
         options={"channels": [16, 32, 32], "num_classes": 10, "size": 8},
         task="image classification",
         data="digits",
@@ -250,6 +252,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-mlp": Recipe(
         specimen="digits_mlp",
+        description="fully connected network on handwritten digits of 8 x 8 pixels",
         options={"hidden": [64, 32], "num_classes": 10, "size": 8},
         task="image classification",
         data="digits",
@@ -261,6 +264,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "tiny-lm": Recipe(
         specimen="tiny_lm",
+        description="transformer of 2 layers over bytes, with an induction head",
         options={
             "vocab": 256,
             "context": 128,
@@ -313,6 +317,7 @@ def save(name: str, recipe: Recipe, network: nn.Module, figures: Figures) -> Non
     options = recipe.options
     config = {
         "specimen": recipe.specimen,
+        "description": recipe.description,
         "options": options,
         "task": recipe.task,
         "input": {"kind": "image", "shape": [1, 8, 8]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's own documentation uses)
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import patchclamp
@@ -54,7 +54,7 @@ def tiny_llama(**options: object) -> nn.Module:
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,

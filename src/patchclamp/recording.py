@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's own documentation uses)
 
 from patchclamp.core.errors import DataError, InputError, OptionError, SiteError, nearest
 from patchclamp.core.progress import SILENT, Progress
@@ -32,7 +31,8 @@ from patchclamp.data.catalogue import Kind
 from patchclamp.data.dataset import Dataset
 from patchclamp.model.identity import data_hash
 from patchclamp.model.inputs import BATCH, LENGTH, Call, as_call
-from patchclamp.model.sources import Layout, Preprocessing
+from patchclamp.model.preprocessing import prepared
+from patchclamp.model.sources import Preprocessing
 from patchclamp.store import Manifest, SiteSpec, Store, StoreWriter, open_store
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class _Feed:
 
     def ready(self, batch: Call, device: torch.device) -> Call:
         """A batch of `call` as it is run."""
-        prepared = batch if self.prepare is None else self.prepare(batch)
-        return prepared.mapped([x.to(device) for x in prepared.tensors()])
+        ready = batch if self.prepare is None else self.prepare(batch)
+        return ready.mapped([x.to(device) for x in ready.tensors()])
 
 
 def record_to(
@@ -292,25 +292,8 @@ def _images_feed(net: Net, dataset: Dataset, form: Preprocessing) -> _Feed:
         hash=dataset.hash,
         call=call,
         num_examples=len(dataset),
-        prepare=lambda batch: batch.mapped([in_form(batch.tensors()[0], form)]),
+        prepare=lambda batch: batch.mapped([prepared(batch.tensors()[0], form)]),
     )
-
-
-def in_form(images: torch.Tensor, form: Preprocessing) -> torch.Tensor:
-    """Images as a network takes them: resized, cropped, scaled; see `Preprocessing`.
-
-    Shapes: images (batch, channel, row, column) with values in [0, 1]; the result has
-    the size and the order of axes that `form` states.
-    """
-    size = (round(form.height / form.crop), round(form.width / form.crop))
-    if tuple(images.shape[2:]) != size:
-        images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
-        images = images.clamp(0, 1)  # cubic weights overshoot at edges
-    top, left = (size[0] - form.height) // 2, (size[1] - form.width) // 2
-    images = images[..., top : top + form.height, left : left + form.width]
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (form.mean, form.std))
-    images = (images * form.scale - mean) / std
-    return images.movedim(1, -1) if form.layout is Layout.CHANNELS_LAST else images
 
 
 # ---- checks -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from patchclamp.methods.neurons.selectivity import Selectivity, SelectivityResul
 MAX_UNITS = 6000
 MAX_OBSERVATIONS = 1024
 _NUM_TOKENS = 12
+_SHARE = 0.15
+"""Of the time that is left, for selectivity."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,16 @@ def selected(ctx: Context, known: Classes | None) -> list[Selected]:
     method = Selectivity(shuffles=shuffles, seed=ctx.seed)
     made: list[Selected] = []
     refused: list[str] = []
+    deadline = time.monotonic() + ctx.budget.share(_SHARE)
     ctx.progress.start("selectivity of units", len(chosen), "sites")
-    for a in chosen:
+    for number, a in enumerate(chosen):
+        if made and time.monotonic() > deadline:
+            ctx.budget.skip(
+                f"selectivity of {len(chosen) - number} more sites, from {a.tap.label}",
+                "its share of the time was used up",
+                "a larger --budget",
+            )
+            break
         at = torch.arange(min(a.values.shape[0], MAX_OBSERVATIONS))
         try:
             made.append(Selected(a, method.run(a.values[at], known.observed(a)[at], a.group[at])))

@@ -117,7 +117,7 @@ def test_resample_draws_whole_rows_of_reference_activations() -> None:
 
 
 def test_resample_needs_two_examples() -> None:
-    with pytest.raises(EditError, match="two examples; got 1.*hint: give reference"):
+    with pytest.raises(EditError, match=r"two examples; got 1.*hint: give reference"):
         E.resample("s").apply(value(1, 2, 3), SEQUENCE)
 
 
@@ -164,7 +164,7 @@ def test_clamp_holds_or_limits() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"value": 1.0, "low": 0.0}])
 def test_clamp_needs_a_value_or_limits_and_not_both(options: dict[str, float]) -> None:
-    with pytest.raises(EditError, match="needs a value, or limits, and not both.*hint: clamp"):
+    with pytest.raises(EditError, match=r"needs a value, or limits, and not both.*hint: clamp"):
         E.clamp("s", **options)  # type: ignore[arg-type]
 
 
@@ -335,7 +335,7 @@ def test_every_kind_is_in_the_round_trip_except_the_callback() -> None:
 def test_a_callback_leaves_a_note_that_cannot_be_read_back() -> None:
     note = E.callback("s", torch.relu).to_dict()
     assert note["replayable"] is False
-    with pytest.raises(EditError, match="cannot be read back.*hint: pass the function again"):
+    with pytest.raises(EditError, match=r"cannot be read back.*hint: pass the function again"):
         edit_from_dict(note)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import patchclamp
 from patchclamp import edits as E
+from patchclamp.core.errors import TargetError
 from patchclamp.engine.checks import relative_error
 from patchclamp.net import Net
 from tests.networks import SPECIMENS, opened
@@ -87,8 +88,7 @@ def test_gradients_agree_at_every_module_value(name: str) -> None:
     for site in sites:
         try:
             made = [net.gradients(inputs, site.address, 0, engine=e) for e in ENGINES]
-        except patchclamp.PatchclampError as e:
-            assert "does not depend on" in str(e), site.address
+        except TargetError:  # the target does not depend on this site
             continue
         hooks, graph = (m.grads.tensor(site.address) for m in made)
         assert relative_error(graph, hooks) <= 1e-5, site.address

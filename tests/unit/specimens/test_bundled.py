@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's own documentation uses)
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

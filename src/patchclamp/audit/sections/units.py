@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from patchclamp.audit.choose import num_units, unit_taps
@@ -17,6 +18,8 @@ from patchclamp.methods.statistics import wilson
 
 _MAX_ROWS = 2000
 _MAX_UNITS_REDUNDANCY = 2048
+_SHARE = 0.1
+"""Of the time that is left, for redundant pairs."""
 _COLUMNS = (
     Column(name="site", title="Site", role="address"),
     Column(name="unit", title="Unit"),
@@ -162,10 +165,20 @@ def _redundant(ctx: Context) -> list[tuple[SiteActivity, RedundancyResult]]:
             f"they have one unit, or more than {_MAX_UNITS_REDUNDANCY:,}",
             "the method Redundancy on the sites of interest",
         )
-    return [  # the largest of a million pairs hardly varies from shuffle to shuffle
-        (a, (few if a.values.shape[1] > 512 else many).run(a.values[:MAX_OBSERVATIONS]))
-        for a in fitting
-    ]
+    made: list[tuple[SiteActivity, RedundancyResult]] = []
+    deadline = time.monotonic() + ctx.budget.share(_SHARE)
+    for a in fitting:
+        if made and time.monotonic() > deadline:
+            ctx.budget.skip(
+                f"redundant pairs in {len(fitting) - len(made)} more sites, from {a.tap.label}",
+                "their share of the time was used up",
+                "a larger --budget",
+            )
+            break
+        # The largest of a million pairs hardly varies from shuffle to shuffle.
+        method = few if a.values.shape[1] > 512 else many
+        made.append((a, method.run(a.values[:MAX_OBSERVATIONS])))
+    return made
 
 
 def _redundancy(
