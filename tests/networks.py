@@ -229,6 +229,17 @@ class Remembering(nn.Module):
         return self.lin(x - self.first.mean(0, keepdim=True))
 
 
+class Random(nn.Module):
+    """Adds noise also in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x) + torch.randn(3)
+
+
 class RunningBuffer(nn.Module):
     """Adds to a buffer at every call."""
 

@@ -104,6 +104,16 @@ def test_generation_leaves_a_language_model_as_found(make: Callable[[], nn.Modul
     assert module.generation_config.to_dict() == generation
 
 
+@pytest.mark.parametrize("engine", ["hooks", "graph"])
+def test_gradients_at_the_input_leave_the_users_tensor_as_found(engine: str) -> None:
+    module, inputs = fresh("digits_cnn")
+    net = patchclamp.open(module, inputs)
+    got = net.gradients(inputs, ":input", 0, engine=engine)
+    assert got.grads.tensor(":input").abs().sum() > 0
+    assert not inputs.requires_grad
+    assert inputs.grad is None
+
+
 def test_hooks_of_the_user_stay_and_still_run() -> None:
     module, inputs = fresh("digits_mlp")
     seen = []

@@ -20,13 +20,13 @@ from patchclamp.audit.budget import Budget
 from patchclamp.audit.intake import intake
 from patchclamp.core.document import Document
 from patchclamp.core.edit_kinds import edit_from_dict
-from patchclamp.core.errors import InputError, OptionError
+from patchclamp.core.errors import EngineError, InputError, OptionError
 from patchclamp.core.findings import Evidence, Finding, Interval, Verdict
 from patchclamp.data import Dataset, Kind, load_data
 from patchclamp.methods.material import score_for, scores
 from patchclamp.methods.neurons.ablation import ablations, unit_means
 from patchclamp.report.json_form import SCHEMA_PATH, plain_document
-from tests.networks import Counting, DataDependent, Remembering, fresh
+from tests.networks import Counting, DataDependent, fresh
 from tests.snapshots import snapshot
 
 SECTIONS = ["performance", "anatomy", "units", "ablation", "engines"]
@@ -34,7 +34,7 @@ SECTIONS = ["performance", "anatomy", "units", "ablation", "engines"]
 
 @cache
 def digits() -> Dataset:
-    return load_data("digits").subset(80)
+    return load_data("digits").subset(160)
 
 
 @cache
@@ -99,7 +99,7 @@ def test_every_finding_says_how_it_was_made() -> None:
         assert len(record.model_hash) == len(record.data_hash) == 64
         assert record.seed is not None
         assert record.versions["torch"] == torch.__version__
-        assert finding.over.startswith(("80 rows", "4 rows"))
+        assert finding.over.startswith(("160 rows", "4 rows"))
         assert finding.evidence in (Evidence.OBSERVED, Evidence.INTERVENED)
 
 
@@ -190,10 +190,10 @@ def test_an_audit_leaves_everything_as_found(name: str) -> None:
 
 def test_an_audit_that_fails_leaves_everything_as_found() -> None:
     module, example = fresh("digits_mlp")
-    labels = torch.arange(20) % 12
+    data = made(Kind.IMAGES, torch.rand(20, 1, 8, 8), torch.arange(20) % 12)
     before, threads = snapshot(module), torch.get_num_threads()
     with pytest.raises(patchclamp.PatchclampError, match="lacks"):
-        audit(module, made(Kind.IMAGES, torch.rand(20, 1, 8, 8), labels), example_inputs=example)
+        audit(module, data, example_inputs=example)
     assert snapshot(module) == before
     assert torch.get_num_threads() == threads
 
@@ -258,11 +258,8 @@ def test_a_budget_counts_down_and_never_below_zero() -> None:
 # ---- networks that engines cannot agree on -------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Counting, Remembering, DataDependent])
-def test_a_network_that_cannot_be_captured_is_audited_on_hooks(
-    make: type[torch.nn.Module],
-) -> None:
-    found = audit(make().eval(), arrays(), example_inputs=torch.randn(3, 4), budget_seconds=6)
+def test_a_network_that_cannot_be_captured_is_audited_on_hooks() -> None:
+    found = audit(Counting().eval(), arrays(), example_inputs=torch.randn(3, 4), budget_seconds=6)
     verdicts = {f.id: f for f in found.findings}
     for name in ("output", "sites", "gradients"):
         check = verdicts[f"engine/{name}"]
@@ -279,3 +276,16 @@ def test_a_network_with_state_is_a_problem() -> None:
     verdicts = {f.id: f.verdict for f in found.findings}
     assert verdicts["engine/identity"] is Verdict.DOES_NOT_HOLD
     assert problems(found) >= 1
+
+
+def test_a_module_that_some_rows_never_reach_is_named() -> None:
+    """Its units have no value on those rows, so that nothing can be said of them."""
+    module = DataDependent().eval()
+    data = arrays()
+    with torch.no_grad():
+        module.lin.bias.fill_(-9.0)  # `up` is skipped on the data ...
+    example = torch.linalg.lstsq(module.lin.weight, torch.full((3, 1), 20.0)).solution.T
+    assert module.lin(example).sum() > 0  # ... and taken on the example
+    with pytest.raises(EngineError, match="'up' was not reached") as caught:
+        audit(module, data, example_inputs=example.repeat(3, 1), budget_seconds=6)
+    assert caught.value.hint

@@ -138,6 +138,12 @@ def test_state_between_calls_is_caught_and_hooks_still_work(make: Callable[[], n
         net.run(x, engine="graph")
 
 
+@pytest.mark.parametrize("make", [N.Counting, N.Random])
+def test_two_calls_that_differ_are_told_as_such(make: Callable[[], nn.Module]) -> None:
+    net, _ = net_of(make)
+    assert "two calls on the same inputs give different outputs" in str(net.coverage())
+
+
 @pytest.mark.parametrize("make", [N.Counting, N.Remembering, N.RunningBuffer, N.ReplacedBuffer])
 def test_opening_does_not_advance_the_state_of_a_network(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(3)

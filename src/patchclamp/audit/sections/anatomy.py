@@ -48,7 +48,6 @@ def anatomy(ctx: Context) -> Section:
                 min(1.0, flops.get(path, 0) / total),
             )
         )
-    coverage = net.coverage()
     rate = 2 * total
     facts = Facts(
         title="At a glance",
@@ -60,12 +59,8 @@ def anatomy(ctx: Context) -> Section:
                 net.anatomy_family or "no adapter: raw addresses and attention by structure",
             ),
             ("compute of one example", f"{rate / example_rows(ctx) / 1e6:,.2f} MFLOP"),
-            ("sites, hooks engine", f"{len(coverage.hooks):,}"),
-            (
-                "sites, graph engine",
-                f"{len(coverage.graph):,}" if coverage.error is None else str(coverage.error),
-            ),
-            ("named sites", f"{len(net.sites.aliases):,}"),
+            ("sites that are values of modules", f"{len(sites):,}"),
+            ("standard names", f"{len(sites.aliases):,}"),
         ),
         note="; ".join(ctx.net.loaded.notes),
     )

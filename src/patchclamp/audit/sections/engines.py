@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
 from patchclamp.audit.choose import spread
 from patchclamp.audit.context import Context
-from patchclamp.core.document import Cell, Column, Facts, Section, Table
+from patchclamp.core.document import Column, Facts, Section, Table
 from patchclamp.core.edit_kinds import Scale
 from patchclamp.core.errors import CaptureError, EngineError, TargetError
 from patchclamp.core.findings import Evidence, Finding, Verdict
 from patchclamp.core.sites import Tap
 from patchclamp.engine.checks import relative_error
+from patchclamp.engine.coverage import Coverage
 from patchclamp.methods.material import Material, record
 
 _LIMIT = 1e-5
 _GRADIENT_LIMIT = 1e-4
 _ROWS = 4
+_SECONDS_PER_MODULE = 0.05
+_SHARE = 0.25
+"""A capture took about 25 ms a module on one core, and is checked for about as long again."""
+
+Check: TypeAlias = "tuple[str, str, float, Callable[[], float]]"
+"""Name, claim, limit, and what measures the difference."""
 
 
 def engines(ctx: Context) -> Section:
     """Graph against hooks, identity edits, gradients, and rows alone against rows together."""
-    net = ctx.net
-    few = ctx.material.rows(net, torch.arange(min(_ROWS, ctx.material.num)))
+    few = ctx.material.rows(ctx.net, torch.arange(min(_ROWS, ctx.material.num)))
     taps = spread([a.tap for a in ctx.activities], 4)
-    checks: list[tuple[str, str, float, Callable[[], float]]] = [
+    checks: list[Check] = [
         ("identity", "An edit that changes nothing changes nothing, bit for bit.", 0.0,
          lambda: _identity(ctx, few, taps)),
         ("rows", "A row gives the same output alone as among others.", _LIMIT,
          lambda: _alone(ctx, few)),
-        ("output", "The captured graph gives the live network's output.", _LIMIT,
-         lambda: _output(ctx, few)),
-        ("sites", "The captured graph gives the live network's values at shared sites.", _LIMIT,
-         lambda: _sites(ctx, few, taps)),
-        ("gradients", "Both engines give the same gradients at shared sites.", _GRADIENT_LIMIT,
-         lambda: _gradients(ctx, few, taps)),
     ]  # fmt: skip
+    captured = _affordable(ctx)
+    if captured:
+        checks += _against_graph(ctx, few, taps)
     findings = [_finding(ctx, few, *check) for check in checks]
-    coverage = net.coverage()
-    rows: list[tuple[Cell, ...]] = [
-        (f.claim, f.effect, _limits(checks)[f.id], str(f.verdict)) for f in findings
-    ]
-    capture = "passed" if coverage.check is not None and coverage.check.passed else "not available"
     return Section(
         id="engines",
         title="Engine cross-checks",
@@ -51,35 +50,66 @@ def engines(ctx: Context) -> Section:
         "generated from its captured graph. Before anything else on this page is believed, they "
         "have to agree.",
         blocks=(
-            Facts(
-                title="Engines",
-                items=(
-                    ("hooks engine", f"{len(coverage.hooks):,} sites"),
-                    ("graph engine", f"{len(coverage.graph):,} sites"),
-                    ("capture checks", capture),
-                    *((f"fixed: {axis}", why) for axis, why in coverage.fixed.items()),
-                    *((name, why) for name, why in list(coverage.missing.items())[:12]),
-                ),
-                note="" if coverage.error is None else str(coverage.error),
-            ),
-            Table(
-                title="Checks",
-                columns=(
-                    Column(name="check", title="Check"),
-                    Column(name="difference", title="Largest relative difference", role="number"),
-                    Column(name="limit", title="Limit", role="number"),
-                    Column(name="verdict", title="Verdict"),
-                ),
-                rows=tuple(rows),
-            ),
+            *([_engines(ctx.net.coverage())] if captured else []),
+            _table(findings, _limits(checks)),
         ),
         findings=tuple(ctx.signed(f) for f in findings),
     )
 
 
-def _limits(
-    checks: list[tuple[str, str, float, Callable[[], float]]],
-) -> dict[str, float]:
+def _affordable(ctx: Context) -> bool:
+    """Whether a capture fits; said once, where it does not."""
+    seconds = _SECONDS_PER_MODULE * len(list(ctx.net.module.modules()))
+    fits = seconds <= _SHARE * ctx.budget.seconds
+    if not fits:
+        ctx.budget.skip(
+            "the captured graph, and every check that needs it",
+            f"capturing and checking would take about {seconds:.0f} s",
+            "a larger --budget",
+        )
+    return fits
+
+
+def _against_graph(ctx: Context, few: Material, taps: list[Tap]) -> list[Check]:
+    return [
+        ("output", "The captured graph gives the live network's output.", _LIMIT,
+         lambda: _output(ctx, few)),
+        ("sites", "The captured graph gives the live network's values at shared sites.", _LIMIT,
+         lambda: _sites(ctx, few, taps)),
+        ("gradients", "Both engines give the same gradients at shared sites.", _GRADIENT_LIMIT,
+         lambda: _gradients(ctx, few, taps)),
+    ]  # fmt: skip
+
+
+def _engines(coverage: Coverage) -> Facts:
+    passed = coverage.check is not None and coverage.check.passed
+    return Facts(
+        title="Engines",
+        items=(
+            ("hooks engine", f"{len(coverage.hooks):,} sites"),
+            ("graph engine", f"{len(coverage.graph):,} sites"),
+            ("capture checks", "passed" if passed else "not available"),
+            *((f"fixed: {axis}", why) for axis, why in coverage.fixed.items()),
+            *((name, why) for name, why in list(coverage.missing.items())[:12]),
+        ),
+        note="" if coverage.error is None else str(coverage.error),
+    )
+
+
+def _table(findings: list[Finding], limits: dict[str, float]) -> Table:
+    return Table(
+        title="Checks",
+        columns=(
+            Column(name="check", title="Check"),
+            Column(name="difference", title="Largest relative difference", role="number"),
+            Column(name="limit", title="Limit", role="number"),
+            Column(name="verdict", title="Verdict"),
+        ),
+        rows=tuple((f.claim, f.effect, limits[f.id], str(f.verdict)) for f in findings),
+    )
+
+
+def _limits(checks: list[Check]) -> dict[str, float]:
     return {f"engine/{name}": limit for name, _, limit, _ in checks}
 
 
