@@ -106,6 +106,13 @@ def test_text_subset_keeps_texts(tmp_path: Path) -> None:
     assert set(part.texts) < set(data.texts)
 
 
+def test_data_may_show_only_some_of_a_networks_classes(tmp_path: Path) -> None:
+    data = load_data(npz(tmp_path, x=IMAGES, y=LABELS * 2 + 1))
+    assert data.labels is not None
+    assert data.labels.tolist() == (LABELS * 2 + 1).tolist()
+    assert data.class_names == tuple(str(c) for c in range(int(LABELS.max()) * 2 + 2))
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -114,9 +121,8 @@ def test_text_subset_keeps_texts(tmp_path: Path) -> None:
         ({"x": np.full((2, 1, 8, 8), np.nan)}, r"not finite \(NaN"),
         ({"x": IMAGES, "y": LABELS[:5]}, "do not fit its rows"),
         ({"x": IMAGES, "y": LABELS[:, None]}, "do not fit its rows"),
-        ({"x": IMAGES, "y": LABELS * 2}, "gaps or do not start at 0"),
-        ({"x": IMAGES, "y": LABELS + 1}, "gaps or do not start at 0"),
-        ({"x": IMAGES, "y": LABELS - 1}, "gaps or do not start at 0"),
+        ({"x": IMAGES, "y": LABELS - 1}, "out of range"),
+        ({"x": IMAGES, "y": LABELS + 10**6}, "out of range"),
         ({"x": IMAGES, "y": LABELS + 0.5}, "not whole numbers"),
         ({"x": IMAGES, "y": np.array(list("abcabc"))}, "does not hold numbers"),
         ({"x": IMAGES.astype(complex)}, "does not hold numbers"),
@@ -166,7 +172,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path, ending: str) -> None:
         ("mine.jsonl", b'["a"]', "line 1 of .* has no text"),
         ("mine.jsonl", b'{"text": "a", "label": 0}\n{"text": "b"}', "some rows .* have no label"),
         ("mine.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label": "x"}', "several kinds"),
-        ("mine.jsonl", b'{"text": "a", "label": 3}', "gaps"),
+        ("mine.jsonl", b'{"text": "a", "label": -3}', "out of range"),
         ("mine.csv", b"1,2", "not a dataset file"),
     ],
 )
