@@ -15,6 +15,9 @@ from patchclamp.methods.material import Material
 from patchclamp.net import Net
 
 _SHORTEST = 5.0
+_TIMED = 3
+_WORTH = 1.3
+"""Threads have to be this much faster than one: beside other work they wait for each other."""
 
 
 @dataclass
@@ -59,12 +62,10 @@ def seconds_per_row(net: Net, material: Material, rows: int = 4) -> float:
     few = material.rows(net, torch.arange(min(rows, material.num)))
     with torch.no_grad():
         net.hooks.run(few.call)
-        best = float("inf")
-        for _ in range(2):
-            start = time.monotonic()
+        start = time.monotonic()
+        for _ in range(_TIMED):
             net.hooks.run(few.call)
-            best = min(best, time.monotonic() - start)
-    return best / few.num
+    return (time.monotonic() - start) / _TIMED / few.num
 
 
 @contextmanager
@@ -73,9 +74,9 @@ def fastest_threads(net: Net, material: Material) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         if before > 1:
-            together = seconds_per_row(net, material, rows=32)
+            together = seconds_per_row(net, material, rows=16)
             torch.set_num_threads(1)
-            if seconds_per_row(net, material, rows=32) > together:
+            if seconds_per_row(net, material, rows=16) > _WORTH * together:
                 torch.set_num_threads(before)
         yield
     finally:

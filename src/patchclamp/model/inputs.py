@@ -143,6 +143,7 @@ class InputSpec:
                         f"token ids of input {number} are outside the vocabulary of {network}",
                         got=f"{low} to {high}",
                         expected=f"0 to {ceiling - 1}",
+                        hint="make the ids with the network's own tokenizer, or give texts",
                     )
 
 

@@ -134,7 +134,7 @@ def _table(result: AblationResult, unit: str) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             i.group.name,
-            _KIND_TITLES[i.group.kind],
+            i.group.kind,
             i.group.size,
             i.effect,
             i.interval.low,
