@@ -1,0 +1,84 @@
+"""Write the figures of benchmarks/results into the README, between its two marks.
+
+    python scripts/readme_figures.py [--check]
+
+With --check nothing is written, and the exit code is 1 if the README is behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKS = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
+
+
+def read(name: str) -> dict:
+    """One benchmark's results."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def table() -> str:
+    """The figures as a Markdown table: what, measured, bar."""
+    rows: list[tuple[str, str, str]] = []
+    record, graph, early = read("record_overhead"), read("graph_overhead"), read("early_stop")
+    what = "recording one residual site per layer, over the bare forward pass"
+    for engine in ("hooks engine", "graph engine"):
+        rows.append((f"{what}: {engine}", ratio(record, engine), bar(record, engine)))
+    rows.append(("graph run over eager", ratio(graph, "graph run"), bar(graph, "graph run")))
+    every = next(name for name in graph["ratio"] if name != "graph run")
+    rows.append((f"{every}, over eager", ratio(graph, every), ""))
+    for engine in ("hooks engine, stops", "graph engine, stops"):
+        label = f"a run that needs layer 3 only ({engine.split(',')[0]}), over a whole one"
+        rows.append((label, ratio(early, engine), bar(early, engine)))
+    opening = read("open_time")
+    rows.append(
+        (
+            "opening SmolLM2 again, over the first time",
+            f"{opening['ratio']:.2f} ({opening['later_cpu_seconds']:.1f} of "
+            f"{opening['first_cpu_seconds']:.0f} CPU s)",
+            f"{opening['bar']:.2f}",
+        )
+    )
+    for name, audit in read("audit_time")["audits"].items():
+        rows.append(
+            (
+                f"audit of {name}, wall time on two cores",
+                f"{audit['wall_seconds']:.0f} s",
+                f"{audit['bar_wall_seconds']:.0f} s",
+            )
+        )
+    store = read("store_throughput")["results"]["float16"]["rows_per_cpu_second"]
+    for name in ("store_slices", "store_shuffled"):
+        label = name.replace("_", " ") + ", rows of 576 values in fp16 per CPU second"
+        rows.append((label, f"{store[name]['median'] / 1e6:.1f} M", ""))
+    lines = ["| what | measured | bar |", "|---|---|---|"]
+    lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
+    return "\n".join(lines)
+
+
+def ratio(data: dict, name: str) -> str:
+    """A median ratio."""
+    return f"{data['ratio'][name]['median']:.2f}"
+
+
+def bar(data: dict, name: str) -> str:
+    """Its bar, where it has one."""
+    return f"{data['bars'][name]:.2f}" if name in data["bars"] else ""
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    old = path.read_text("utf-8")
+    new = MARKS.sub(f"<!-- figures -->\n{table()}\n<!-- /figures -->", old)
+    if "--check" in sys.argv[1:]:
+        sys.exit(old != new)
+    path.write_text(new, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
