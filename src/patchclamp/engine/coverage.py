@@ -54,6 +54,13 @@ def coverage(rig: Rig, progress: Progress) -> Coverage:
     """The report of a network; captures it if that was not done yet."""
     error = rig.capture_error(progress)
     table = rig.full_table(progress)
+    fixed = dict(rig.trace.fixed)
+    if error is None:
+        captured = rig.graph(rig.trace.example, progress).capture.dims
+        for names, sizes in zip(rig.trace.spec.dims, captured, strict=True):
+            for name, size in zip(names, sizes, strict=True):
+                if isinstance(name, str) and isinstance(size, int):
+                    fixed.setdefault(name, f"{size} in the graph engine: export could not vary it")
     return Coverage(
         network=rig.network,
         hooks=tuple(s for s in table if str(EngineName.HOOKS) in s.engines),
@@ -61,5 +68,5 @@ def coverage(rig: Rig, progress: Progress) -> Coverage:
         error=error,
         check=rig.report(rig.trace.example),
         missing=table.missing,
-        fixed=rig.trace.fixed,
+        fixed=fixed,
     )

@@ -119,6 +119,14 @@ class GraphEngine:
         """Every tensor in the captured network, in the order of the forward pass."""
         return self._table
 
+    def producer(self, address: str) -> str | None:
+        """Address of the value that a module's input or output was made as; None for none."""
+        node = self._nodes.get(address)
+        while node is not None and node.kind is Kind.TAG and node.operation == "input":
+            source = node.args[0]
+            node = source if isinstance(source, Node) else None
+        return node.address or None if node is not None else None
+
     def serves(self, call: Call) -> str | None:
         """None if this call can run here, else why not."""
         if call.structure != self.structure:

@@ -99,6 +99,8 @@ class Rig:
                 with preserved(self.module):
                     self._graphs[key] = self._captured(self._example(call))
             except CaptureError as e:
+                if self.module.training:
+                    raise  # it may be put into evaluation mode later
                 self._graphs[key] = e
         found = self._graphs[key]
         if isinstance(found, CaptureError):
@@ -160,7 +162,7 @@ class Rig:
         known = self.quick_table()
         if pattern in known:
             return False
-        return any(matches(pattern, name) for name in self.anatomy.structural)
+        return any(matches(pattern, name) for name in self.anatomy.captured)
 
     def full_table(self, progress: Progress) -> SiteTable:
         """Sites of all engines, with the standard names of attention found by structure."""
@@ -169,7 +171,7 @@ class Rig:
                 graph = self.graph(self.trace.example, progress)
             except CaptureError as e:
                 reason = f"it needs the graph engine: {e.what}"
-                missing = {**self.anatomy.missing, **dict.fromkeys(self.anatomy.structural, reason)}
+                missing = {**self.anatomy.missing, **dict.fromkeys(self.anatomy.captured, reason)}
                 hooks = self.trace.engine.sites()
                 self._full = SiteTable(self.network, hooks, self.anatomy.aliases, missing)
             else:
@@ -205,6 +207,12 @@ class Rig:
                     if alias is not None:
                         aliases[alias.name] = alias
             return aliases
+        for name, module_input in self.anatomy.producers.items():
+            address = graph.producer(module_input)
+            if address is None:
+                missing[name] = f"nothing inside the network makes '{module_input}'"
+            else:
+                aliases[name] = Alias(name=name, address=address, axes=sites[address].axes)
         for name, (layer, role) in self.anatomy.structural.items():
             inside = [a for a in graph.attention if f"{a.module}.".startswith(f"{layer}.")]
             alias = _role_alias(name, inside[0], role, sites) if inside else None

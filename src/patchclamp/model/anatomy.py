@@ -29,12 +29,16 @@ class Part:
         heads: "query" or "kv" where the last axis is split into heads.
         third: which third of a fused projection.
         attention: role of an attention found by structure.
+        producer: address of a module's input; the name stands for the operation that makes
+            it, so that an edit reaches everyone who reads that value (a residual stream in
+            the middle of a layer is read by the norm *and* by the skip connection).
     """
 
     site: str = ""
     heads: str = ""
     third: int | None = None
     attention: str = ""
+    producer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class Anatomy:
         family: adapter used ("" for none).
         aliases: names that stand for values of modules.
         structural: names that need an attention found in the graph -> (layer path, role).
+        producers: names that stand for the operation behind a module's input -> that input.
         missing: names whose raw value this network does not have.
         num_layers: how many layers were found.
         num_heads: query heads of a layer (None where the family has none).
@@ -66,9 +71,15 @@ class Anatomy:
     family: str = ""
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     structural: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    producers: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     num_layers: int = 0
     num_heads: int | None = None
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names that only a captured graph can resolve."""
+        return (*self.structural, *self.producers)
 
 
 @cache
@@ -116,11 +127,15 @@ def anatomy(module: nn.Module, sites: Mapping[str, Site]) -> Anatomy:
     }
     aliases: dict[str, Alias] = {}
     structural: dict[str, tuple[str, str]] = {}
+    producers: dict[str, str] = {}
     missing: dict[str, str] = {}
     num_layers = len(list(module.get_submodule(adapter.layers).children()))
     for alias, part, layer in _parts(adapter, num_layers):
         if part.attention:
             structural[alias] = (layer, part.attention)
+            continue
+        if part.producer:
+            producers[alias] = part.producer.format(layer=layer)
             continue
         address = part.site.format(layer=layer)
         if address not in sites and f"{address}[0]" in sites:
@@ -135,6 +150,7 @@ def anatomy(module: nn.Module, sites: Mapping[str, Site]) -> Anatomy:
         family=adapter.family,
         aliases=aliases,
         structural=structural,
+        producers=producers,
         missing=missing,
         num_layers=num_layers,
         num_heads=counts["query"],
