@@ -25,9 +25,10 @@ from patchclamp.core.errors import (
 )
 from patchclamp.core.progress import Silent
 from patchclamp.data import Dataset, Kind
+from patchclamp.model.preprocessing import prepared
 from patchclamp.model.sources import Layout, Preprocessing
 from patchclamp.net import Net
-from patchclamp.recording import MASK, in_form
+from patchclamp.recording import MASK
 from patchclamp.store import open_store
 
 DRIVER = Path(__file__).with_name("recording_kill_driver.py")
@@ -145,7 +146,7 @@ def test_images_are_brought_into_the_form_of_the_network(tmp_path: Path) -> None
 
 def test_a_plain_image_keeps_its_value_through_resizing() -> None:
     form = Preprocessing(channels=3, height=7, width=7, crop=0.875, mean=(0.5,) * 3, std=(0.5,) * 3)
-    made = in_form(torch.full((2, 3, 5, 9), 0.75), form)
+    made = prepared(torch.full((2, 3, 5, 9), 0.75), form)
     assert made.shape == (2, 3, 7, 7)
     torch.testing.assert_close(made, torch.full_like(made, 0.5))
 

@@ -74,7 +74,7 @@ def head_scores(network: nn.Module, rows: Repeats) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_says_what_a_loader_needs(name: str) -> None:
-    keys = {"specimen", "options", "task", "input", "class_names", "data", "licence"}
+    keys = {"specimen", "description", "options", "task", "input", "class_names", "data", "licence"}
     assert keys | {"trained_by", "seed", "figures"} == set(config(name))
     assert (BUNDLED / name / "model.safetensors").stat().st_size < 2_500_000
 
