@@ -22,9 +22,11 @@ from patchclamp.core.document import Document, Facts, LeftOut, Section
 from patchclamp.core.errors import InputError
 from patchclamp.core.findings import Verdict
 from patchclamp.core.progress import SILENT, Progress
+from patchclamp.data import load_data
 from patchclamp.data.dataset import Dataset
 from patchclamp.methods.material import Material, score_for
-from patchclamp.net import Net, open
+from patchclamp.model.sources import load
+from patchclamp.net import Net
 
 _ROW_LENGTH = 32
 _PLANNED_PASSES = 12
@@ -49,7 +51,8 @@ def audit(
         data: a dataset, a bundled name or a file; None takes a bundled one that fits.
         budget_seconds: wall time for all of it; what does not fit is listed in the document.
         seed: of every random choice.
-        example_inputs: for a module.
+        example_inputs: for a network that does not say what it takes; without them, the
+            first two rows of the data.
 
     Returns:
         The document, for `patchclamp.report.write_page` and `write_findings`.
@@ -104,7 +107,17 @@ def _opened(
     if isinstance(source, Net):
         net = source
     else:
-        net = open(source, example_inputs, allow_pickle=allow_pickle, progress=progress)
+        loaded = load(source, allow_pickle=allow_pickle, progress=progress)
+        example = loaded.example_inputs if example_inputs is None else example_inputs
+        if example is None and data is not None:  # the data shows what the network takes
+            data = data if isinstance(data, Dataset) else load_data(data)
+            example = data.inputs[:2]
+        if example is None:
+            raise InputError(
+                f"auditing {loaded.name} needs example inputs, or data to take them from",
+                hint="--data FILE.npz with inputs of the network as x",
+            )
+        net = Net(loaded, example, progress=progress)
     _require_eval(net.module, net.name)
     length = net.loaded.context if net.loaded.context is not None else _ROW_LENGTH
     return net, intake(net, data, length=min(length, _ROW_LENGTH))

@@ -79,6 +79,10 @@ def require_writable(path: Path) -> None:
     """Raise OutputError for a file that could not be written, before any work is done for it."""
     if path.is_dir() or str(path).endswith(os.sep):
         raise OutputError(f"cannot write '{path}': it is a folder", hint="give a file name in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(
+            f"cannot write '{path}': it is not a regular file", hint="give another name"
+        )
     folder = path.resolve().parent
     if not folder.is_dir():
         raise OutputError(

@@ -241,3 +241,17 @@ def test_efficientnet_is_audited_on_a_row_of_each_class() -> None:
     assert [s.id for s in found.sections] == SECTIONS
     assert any("selectivity" in part.what for part in found.left_out)
     plain_document(found)
+
+
+def test_the_data_shows_what_a_network_without_examples_takes(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    generator = np.random.default_rng(0)
+    np.savez(path, x=generator.normal(size=(40, 6)).astype("float32"), y=np.arange(40) % 3)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    document = audit(network.eval(), path, budget_seconds=20)
+    assert "40 rows of data" in document.subtitle
+
+
+def test_a_network_without_examples_and_data_is_refused() -> None:
+    with pytest.raises(InputError, match=r"example inputs.*--data"):
+        audit(torch.nn.Linear(3, 2).eval(), budget_seconds=20)
