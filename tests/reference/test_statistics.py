@@ -21,7 +21,11 @@ from patchclamp.data import Dataset, Kind
 from patchclamp.methods.material import Material, RowKind, next_token_loss, score_for
 from patchclamp.methods.neurons.activity import Activity
 from patchclamp.methods.neurons.redundancy import Redundancy
-from patchclamp.methods.neurons.selectivity import Selectivity, clustered_deviation
+from patchclamp.methods.neurons.selectivity import (
+    Selectivity,
+    area_interval,
+    clustered_deviation,
+)
 from patchclamp.methods.statistics import bootstrap_mean, permutation_null, wilson
 from patchclamp.methods.trust.calibration import Calibration
 from patchclamp.methods.trust.performance import accuracy
@@ -355,3 +359,15 @@ def test_a_dataset_keeps_what_the_statistics_rest_on() -> None:
     assert [known[bytes(x.numpy())] for x in made] == rows.labels.tolist()
     assert rows.labels[:20].unique().numel() == 3, "every class is among the first rows"
     assert rows.hash == data.hash
+
+
+def test_complete_separation_keeps_an_interval() -> None:
+    """Ten of ten right is no certainty: the limit is 0.025 to the power of a tenth."""
+    member = torch.arange(40) < 10
+    values = torch.stack([member.double(), -member.double()], 1) + torch.rand(40, 1) * 0.1
+    area = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    low, high = area_interval(values, member, torch.arange(40), area)
+    assert low.tolist() == pytest.approx([0.025**0.1, 0.0])
+    assert high.tolist() == pytest.approx([1.0, 1 - 0.025**0.1])
+    pairs = torch.arange(40) // 2  # rows that hang together in twos: five groups
+    assert float(area_interval(values, member, pairs, area)[0][0]) == pytest.approx(0.025**0.2)

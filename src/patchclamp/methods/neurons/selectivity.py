@@ -84,18 +84,18 @@ class Selectivity:
             drawn[i] = self._chosen(ranks, shuffled[first], shuffled[second], classes)[1]
         largest = drawn.max(1).values
         p = (1 + (drawn >= area).sum(0)).double() / (1 + self.shuffles)
-        spread = torch.zeros_like(area)
+        low, high = torch.zeros_like(area), torch.ones_like(area)
         for number, c in enumerate(classes.tolist()):
             units = (best == number).nonzero()[:, 0]
             if units.numel():
-                spread[units] = clustered_deviation(
-                    activations[second][:, units], labels[second] == c, groups[second]
+                low[units], high[units] = area_interval(
+                    activations[second][:, units], labels[second] == c, groups[second], area[units]
                 )
         return SelectivityResult(
             best=classes[best],
             auroc=area,
-            low=(area - _Z95 * spread).clamp(0, 1),
-            high=(area + _Z95 * spread).clamp(0, 1),
+            low=low,
+            high=high,
             p=p,
             p_family=(1 + (largest[:, None] >= area).sum(0)).double() / (1 + self.shuffles),
             null_high=float(largest.quantile(0.95)),
@@ -168,6 +168,24 @@ def clustered_deviation(
     shared = num / max(num - 1, 1) * (off_in * off_out).sum(0) / (num_in * num_out)
     deviation: Tensor = (variance_in + variance_out + 2 * shared).clamp(min=0).sqrt()
     return deviation
+
+
+def area_interval(
+    values: Float[Tensor, "row unit"],
+    member: Bool[Tensor, "row"],
+    groups: Int[Tensor, "row"],
+    area: Float[Tensor, "unit"],
+) -> tuple[Float[Tensor, "unit"], Float[Tensor, "unit"]]:
+    """95% interval of areas: normal, but exact where the class is separated completely.
+
+    There the estimated variance is zero however few rows there are; the limit is that of
+    as many successes out of as many independent groups (Clopper & Pearson 1934).
+    """
+    spread = _Z95 * clustered_deviation(values, member, groups)
+    low, high = (area - spread).clamp(0, 1), (area + spread).clamp(0, 1)
+    fewest = min(groups[member].unique().numel(), groups[~member].unique().numel())
+    limit = 0.025 ** (1 / fewest)
+    return low.masked_fill(area == 1, limit), high.masked_fill(area == 0, 1 - limit)
 
 
 def _halves(groups: Int[Tensor, "row"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
