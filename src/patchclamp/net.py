@@ -7,6 +7,7 @@ here changes the module: hooks are on it only while something runs.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -204,36 +205,30 @@ class Net:
         fixed = self.loaded.call_options
         if isinstance(inputs, str):
             inputs = [inputs]
-        texts = isinstance(inputs, (list, tuple)) and all(isinstance(t, str) for t in inputs)
-        if texts and isinstance(inputs, (list, tuple)) and inputs:
-            if self.tokenizer is None:
-                raise InputError(
-                    f"{self.name} has no tokenizer and cannot take texts", hint="give token ids"
-                )
-            encoded = self.tokenizer.encode([str(t) for t in inputs], max_length=None)
-            mask = encoded["attention_mask"]
-            if not self._takes_mask():
-                if not bool(mask.all()):
-                    raise InputError(
-                        f"{self.name} takes no attention mask, so texts must be of one length",
-                        got=f"lengths {mask.sum(1).tolist()}",
-                        hint="cut the texts to the same number of tokens",
-                    )
-                return as_call({"input_ids": encoded["input_ids"]}, fixed)
-            if bool(mask.all()):
-                return as_call({"input_ids": encoded["input_ids"]}, fixed)
-            return as_call(encoded, fixed)
-        if isinstance(inputs, torch.Tensor) and self._by_name():
+        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
+            return as_call(self._encoded([str(text) for text in inputs]), fixed)
+        by_name = self.tokenizer is not None and not isinstance(self.loaded.example_inputs, tuple)
+        if isinstance(inputs, torch.Tensor) and by_name:
             return as_call({"input_ids": inputs}, fixed)
         return as_call(inputs, fixed)
 
-    def _by_name(self) -> bool:
-        return self.tokenizer is not None and not isinstance(self.loaded.example_inputs, tuple)
-
-    def _takes_mask(self) -> bool:
-        import inspect
-
-        return "attention_mask" in inspect.signature(self.module.forward).parameters
+    def _encoded(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token ids of texts, with a mask only where there is padding."""
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.name} has no tokenizer and cannot take texts", hint="give token ids"
+            )
+        encoded = self.tokenizer.encode(texts, max_length=None)
+        mask = encoded["attention_mask"]
+        if bool(mask.all()):
+            return {"input_ids": encoded["input_ids"]}
+        if "attention_mask" not in inspect.signature(self.module.forward).parameters:
+            raise InputError(
+                f"{self.name} takes no attention mask, so texts must be of one length",
+                got=f"lengths {mask.sum(1).tolist()}",
+                hint="cut the texts to the same number of tokens",
+            )
+        return encoded
 
     def call(self, inputs: object) -> Call:
         """Inputs as a checked call.

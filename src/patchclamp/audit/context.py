@@ -46,7 +46,7 @@ class Context:
         record: Record = replace(
             finding.record,
             command=self.command,
-            model_hash=self.model_hash,
+            model_hash=finding.record.model_hash or self.model_hash,
             versions=versions(),
             seed=self.seed if finding.record.seed is None else finding.record.seed,
         )

@@ -16,6 +16,7 @@ from patchclamp.audit.intake import intake
 from patchclamp.audit.sections.ablation import ablation
 from patchclamp.audit.sections.anatomy import anatomy
 from patchclamp.audit.sections.engines import engines
+from patchclamp.audit.sections.instruments import instruments
 from patchclamp.audit.sections.performance import performance
 from patchclamp.audit.sections.units import units
 from patchclamp.core.document import Document, Facts, LeftOut, Section
@@ -30,7 +31,7 @@ from patchclamp.net import Net
 
 _ROW_LENGTH = 32
 _PLANNED_PASSES = 12
-_EXPECTATIONS = ("engine/", "performance/", "calibration/", "units/dead")
+_EXPECTATIONS = ("engine/", "instrument/", "performance/", "calibration/", "units/dead")
 
 
 def audit(
@@ -85,13 +86,13 @@ def audit(
 def _sections(ctx: Context) -> tuple[Section, ...]:
     """Cheap sections first; ablation takes most of what time is left; then in reading order."""
     made: dict[str, Section] = {}
-    for make in (performance, units, engines, anatomy, ablation):
+    for make in (performance, units, engines, instruments, anatomy, ablation):
         started = time.process_time()
         section = make(ctx)
         if section is not None:
             spent = time.process_time() - started
             made[section.id] = replace(section, cpu_seconds=round(spent, 3))
-    order = ("performance", "anatomy", "units", "ablation", "engines")
+    order = ("performance", "anatomy", "units", "ablation", "engines", "instruments")
     return tuple(made[name] for name in order if name in made)
 
 

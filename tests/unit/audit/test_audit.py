@@ -29,7 +29,7 @@ from patchclamp.report.json_form import SCHEMA_PATH, plain_document
 from tests.networks import Counting, DataDependent, fresh
 from tests.snapshots import snapshot
 
-SECTIONS = ["performance", "anatomy", "units", "ablation", "engines"]
+SECTIONS = ["performance", "anatomy", "units", "ablation", "engines", "instruments"]
 
 
 @cache
@@ -99,8 +99,11 @@ def test_every_finding_says_how_it_was_made() -> None:
         assert len(record.model_hash) == len(record.data_hash) == 64
         assert record.seed is not None
         assert record.versions["torch"] == torch.__version__
-        assert finding.over.startswith(("160 rows", "4 rows"))
-        assert finding.evidence in (Evidence.OBSERVED, Evidence.INTERVENED)
+        validated = finding.id.startswith("instrument/")
+        assert (finding.evidence is Evidence.VALIDATED) is validated
+        assert finding.evidence is not Evidence.CERTIFIED
+        starts = ("one planted network",) if validated else ("160 rows", "4 rows")
+        assert finding.over.startswith(starts)
 
 
 def test_the_same_seed_gives_the_same_findings() -> None:
