@@ -35,7 +35,7 @@ from patchclamp.engine.changes import transforms
 from patchclamp.engine.coverage import Coverage, coverage
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.hooks import HooksEngine
-from patchclamp.engine.protocol import EngineName
+from patchclamp.engine.protocol import Engine, EngineName
 from patchclamp.engine.rig import Rig
 from patchclamp.engine.targets import Target, row_scores
 from patchclamp.model.identity import model_hash
@@ -271,7 +271,7 @@ class Net:
 
     def _engine(
         self, engine: EngineName | str, call: Call, taps: Iterable[Tap]
-    ) -> HooksEngine | GraphEngine:
+    ) -> Engine:
         if engine not in set(EngineName):
             raise OptionError(
                 f"no engine '{engine}'",

@@ -157,12 +157,12 @@ def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:
             ),
         ),
         sections=sections,
-        left_out=tuple(ctx.budget.left_out) or (_nothing(),),
+        left_out=(*ctx.budget.left_out, _not_yet()),
         versions=versions(),
     )
 
 
-def _nothing() -> LeftOut:
+def _not_yet() -> LeftOut:
     return LeftOut(
         what="certified claims, attribution and circuits",
         why="this version does not measure them yet",

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from patchclamp.core.errors import EvidenceError
 
@@ -154,20 +154,3 @@ class Finding:
         data["caveats"] = list(self.caveats)
         data["record"]["edits"] = list(self.record.edits)
         return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Json]) -> Finding:
-        """The inverse of `to_json`."""
-        d: dict[str, Any] = dict(data)  # the schema was checked by the caller
-        record = dict(d.pop("record"))
-        record["edits"] = tuple(record["edits"])
-        interval, null = d.pop("interval"), d.pop("null")
-        return cls(
-            record=Record(**record),
-            interval=None if interval is None else Interval(**interval),
-            null=None if null is None else Null(**null),
-            evidence=Evidence(d.pop("evidence")),
-            verdict=Verdict(d.pop("verdict")),
-            caveats=tuple(d.pop("caveats")),
-            **d,
-        )
