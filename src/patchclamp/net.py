@@ -269,9 +269,7 @@ class Net:
     def _edits(self, edits: Edits) -> list[tuple[Edit, Tap]]:
         return [(edit, tap) for edit in as_edits(edits) for tap in self.taps(edit.site)]
 
-    def _engine(
-        self, engine: EngineName | str, call: Call, taps: Iterable[Tap]
-    ) -> Engine:
+    def _engine(self, engine: EngineName | str, call: Call, taps: Iterable[Tap]) -> Engine:
         if engine not in set(EngineName):
             raise OptionError(
                 f"no engine '{engine}'",
