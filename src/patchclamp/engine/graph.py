@@ -159,7 +159,7 @@ class GraphEngine:
             )
         changes = transforms or {}
         compiled = self.compiled(tuple(record), tuple(changes), output=output)
-        constants = [self._constant(n) for n in compiled.constants]
+        constants = [self.constant(n) for n in compiled.constants]
         given = call.tensors()
         values, leaves = compiled.program(given, constants, list(changes.values()))
         foreign = {x.untyped_storage().data_ptr() for x in (*given, *constants)}
@@ -202,7 +202,8 @@ class GraphEngine:
             self._expansions[which] = graph, {n.address: n for n in graph.values()}
         return self._expansions[which]
 
-    def _constant(self, node: Node) -> torch.Tensor:
+    def constant(self, node: Node) -> torch.Tensor:
+        """The present value of a CONST node: a weight of the live module, or a fixed tensor."""
         if node.constant is not None:
             return node.constant
         owner, _, name = node.path.rpartition(".")
