@@ -181,7 +181,11 @@ class Net:
         Raises:
             CaptureError: the network cannot be captured, or the capture failed its checks.
         """
-        return self._rig.graph(self.example, self._progress)
+        return self.graph_for(self.example)
+
+    def graph_for(self, call: Call) -> GraphEngine:
+        """The graph engine for calls of this form (with or without a mask, say)."""
+        return self._rig.graph(call, self._progress)
 
     @property
     def sites(self) -> SiteTable:

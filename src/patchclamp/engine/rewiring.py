@@ -125,7 +125,7 @@ def written(source: Source, value: Tensor, weight: Tensor | None) -> Tensor:
         weight: of its output projection, where it has heads.
     """
     if source.attention is None or weight is None:
-        return value[None, None] if value.ndim == 2 else value.unsqueeze(1)
+        return value[None, None] if value.ndim == 2 else value[:, None]
     return heads_first(value, source.attention) @ output_weight(weight, source)
 
 

@@ -22,6 +22,7 @@ Source of the view of a transformer as writers and readers of one stream: Elhage
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ from patchclamp.engine.ir import Graph, Kind, Node
 
 _PROJECTIONS = frozenset({"linear", "addmm", "matmul", "mm"})
 _LAYOUT = frozenset({"view", "reshape", "transpose", "permute", "to", "contiguous", "clone"})
+_ELEMENTWISE = frozenset(
+    {"mul", "pow", "div", "neg", "tanh", "sigmoid", "exp", "erf", "silu", "gelu"}
+)
 ROLES = ("q", "k", "v")
 
 
@@ -193,8 +197,8 @@ class _Finder:
         self.named: dict[str, list[str]] = {}
         for name, alias in table.aliases.items():
             self.named.setdefault(alias.address, []).append(name)
-        self.adds = self._additions()
         self.by_address = {n.address: n for n in graph.values()}
+        self.adds = self._additions()
 
     def found(self) -> Streams:
         leaves = self._leaves()
@@ -223,9 +227,36 @@ class _Finder:
             shape = node.shape
             if len(parts) != 2 or shape is None or len(shape) != 3 or not isinstance(shape[2], int):
                 continue
-            if all(p.shape is not None and p.shape[-2:] == shape[-2:] for p in parts):
+            if not all(p.shape is not None and p.shape[-2:] == shape[-2:] for p in parts):
+                continue
+            if not self._bent(parts[0], parts[1]) and not self._bent(parts[1], parts[0]):
                 made.add(node)
-        return made
+        widths = Counter(add.shape[2] for add in made if add.shape is not None)
+        width = self._attention_width() or max(widths, key=widths.__getitem__, default=None)
+        return {add for add in made if add.shape is not None and add.shape[2] == width}
+
+    def _bent(self, node: Node, source: Node) -> bool:
+        """Whether `node` is `source` through elementwise operators only, as in x + c x^3."""
+        stack, seen = [node], set()
+        while stack:
+            x = stack.pop()
+            if x in seen:
+                continue
+            seen.add(x)
+            if self._past_tags(x) is self._past_tags(source):
+                return True
+            if x.kind is Kind.TAG or x.operation in _ELEMENTWISE:
+                stack += x.inputs()
+        return False
+
+    def _attention_width(self) -> int | None:
+        """Width of what attentions write, where there are any."""
+        z = {self.by_address.get(a.roles.get("z", "")) for a in self.attention}
+        for node in self.graph.nodes:
+            made = projection(node)
+            if made is not None and self._back_over_layout(made.data) in z and node.shape:
+                return int(node.shape[-1])
+        return None
 
     def _past_tags(self, node: Node) -> Node:
         while node.kind is Kind.TAG:
