@@ -152,6 +152,7 @@ class LayerWiring(Wiring):
         }
         return Slopes(
             metric=found.detach(),
+            at=tuple(caught[layer.data].detach() for layer in self.layers),
             values=tuple(slope[layer.data] for layer in self.layers),
             reads=tuple(slope[layer.node] for layer in self.layers),
         )

@@ -123,7 +123,12 @@ class StreamWiring(Wiring):
         filled = [
             torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)
         ]
-        return Slopes(metric=found.detach(), values=tuple(filled[:num]), reads=tuple(filled[num:]))
+        return Slopes(
+            metric=found.detach(),
+            at=tuple(x.detach() for x in leaves[:num]),
+            values=tuple(filled[:num]),
+            reads=tuple(filled[num:]),
+        )
 
     def _written(self, values: Sequence[Tensor], num_rows: int) -> Tensor:
         """What all writers add to the stream, (B, W, X), without biases."""

@@ -49,11 +49,13 @@ class Slopes:
 
     Attributes:
         metric: (B,).
+        at: the sources' values in this run.
         reads: the gradient at the input of every group of readers.
         values: the gradient at every source's value: the total effect of each writer.
     """
 
     metric: Tensor
+    at: tuple[Tensor, ...]
     reads: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
