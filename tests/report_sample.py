@@ -10,14 +10,24 @@ import base64
 import dataclasses
 import math
 import sys
+from itertools import pairwise
 
+import numpy as np
+
+from patchclamp.core.circuit import Circuit, Node, Provenance, Reader
 from patchclamp.core.document import (
+    Architecture,
     Bars,
+    Box,
     Column,
     Curve,
+    Diagram,
+    DiagramEdge,
+    DiagramNode,
     Document,
     Examples,
     Facts,
+    Frame,
     Histogram,
     LeftOut,
     Passage,
@@ -25,8 +35,10 @@ from patchclamp.core.document import (
     Section,
     Table,
     UnitExamples,
+    Wire,
 )
 from patchclamp.core.findings import Evidence, Finding, Interval, Null, Record, Verdict
+from patchclamp.report.circuit_drawing import diagram_of
 from patchclamp.report.png import encode_png
 
 VERSIONS = {"patchclamp": "0.1.0", "python": "3.11.2", "torch": "2.13.0"}
@@ -392,6 +404,141 @@ def robustness() -> Section:
     )
 
 
+def transformer_circuit(
+    num_layers: int = 4, num_heads: int = 4, num_kv_heads: int | None = None, num_kept: int = 40
+) -> Circuit:
+    """A made-up circuit with the nodes of a transformer; shared key heads where asked for."""
+    writers, readers = [(-1, Node("embed"))], []
+    for n in range(num_layers):
+        heads = [Node(f"attn.{n}.z", h) for h in range(num_heads)]
+        readers += [(2 * n, Reader(head, "q")) for head in heads]
+        for slot in "kv":
+            own = [Node(f"attn.{n}.{slot}", h) for h in range(num_kv_heads or 0)] or heads
+            readers += [(2 * n, Reader(node, slot)) for node in own]
+        readers.append((2 * n + 1, Reader(Node(f"mlp.{n}.out"))))
+        writers += [*((2 * n, head) for head in heads), (2 * n + 1, Node(f"mlp.{n}.out"))]
+    readers.append((2 * num_layers, Reader(Node("logits"))))
+    possible = np.array([[w < r for w, _ in writers] for r, _ in readers])
+    sizes = np.array(
+        [[wobble(r, w, 3) ** 9 * (1 - 2 * (wobble(r, w) < 0.3)) for w in range(len(writers))]
+         for r in range(len(readers))]
+    )  # fmt: skip
+    circuit = Circuit(
+        writers=tuple(node for _, node in writers),
+        readers=tuple(reader for _, reader in readers),
+        possible=possible,
+        kept=possible,
+        scores=np.where(possible, sizes, 0.0),
+        record=Provenance(metric="logit difference", method="edge attribution", task="induction"),
+    )
+    return circuit.top(num_kept)
+
+
+def convolution_circuit() -> Circuit:
+    """A made-up circuit with the nodes of a network of layers."""
+    layers = [(":input", 3), ("conv1", 8), ("conv2", 8), ("fc", 5)]
+    nodes = [[Node(site, i) for i in range(num)] for site, num in layers]
+    writers = [node for layer in nodes[:-1] for node in layer]
+    readers = [Reader(node) for layer in nodes[1:] for node in layer]
+    below = {site: layers[i - 1][0] for i, (site, _) in enumerate(layers)}
+    possible = np.array([[w.site == below[r.node.site] for w in writers] for r in readers])
+    scores = np.array(
+        [[wobble(r, w, 7) ** 5 for w in range(len(writers))] for r in range(len(readers))]
+    )
+    return Circuit(
+        writers=tuple(writers),
+        readers=tuple(readers),
+        possible=possible,
+        kept=possible,
+        scores=np.where(possible, scores, 0.0),
+    ).top(28)
+
+
+def architecture() -> Architecture:
+    """Two parallel branches, a skip connection, a broadcast and a repeated part."""
+    value = {"axes": ("batch", "position", "unit"), "sizes": ("batch", "length", "64")}
+
+    def wire(source: str, target: str, **more: tuple[str, ...]) -> Wire:
+        return Wire(source=source, target=target, value=f"{source}:out", **{**value, **more})
+
+    def box(name: str, kind: str = "operator", **more: object) -> Box:
+        operations = (f"{name}:run",) if kind not in ("input", "output") else ()
+        return Box(id=name, label=name, kind=kind, **{"operations": operations, **more})
+
+    part = {"frame": "f", "over": ("batch", "position")}
+    return Architecture(
+        title="The network",
+        boxes=(
+            box("input", "input"),
+            box("table", num_weights=4096),
+            box("add", over=("batch", "position", "unit"), linear=True),
+            box("norm", num_weights=128, operations=tuple(f"norm.{i}" for i in range(12)), **part),
+            box("left", linear=True, num_weights=4096, **part),
+            box("right", linear=True, num_weights=4096, **part),
+            box(
+                "mix",
+                "module",
+                frame="f",
+                operations=("mix:softmax", "mix:matmul"),
+                over=("batch",),
+            ),
+            box("sum", over=("batch", "position", "unit"), linear=True, frame="f"),
+            box("layers.0 \u2026 layers.5", "module", times=6, operations=("a", "b"), over=()),
+            box("view", "rearrange", over=("batch",)),
+            box("output", "output"),
+        ),
+        wires=(
+            wire("input", "add"),
+            wire(
+                "table",
+                "add",
+                axes=("position", "unit"),
+                sizes=("length", "64"),
+                broadcast=("batch",),
+            ),
+            wire("add", "norm"),
+            wire("norm", "left"),
+            wire("norm", "right"),
+            wire("left", "mix"),
+            wire("right", "mix"),
+            wire("mix", "sum"),
+            wire("add", "sum"),
+            wire("sum", "layers.0 \u2026 layers.5"),
+            wire("layers.0 \u2026 layers.5", "view"),
+            wire("view", "output", axes=("batch", "unit"), sizes=("batch", "64*length")),
+        ),
+        frames=(Frame(id="f", label="blocks.0 \u2026 blocks.11", times=12),),
+        note="Boxes in one row can run at the same time.",
+    )
+
+
+def drawings() -> Section:
+    circuit = transformer_circuit()
+    heads = [node for node in circuit.nodes() if node.site.endswith(".z")]
+    kinds = ("induction", "previous token", "")
+    return Section(
+        id="drawings",
+        title="The circuit, drawn",
+        summary="Which parts feed which, and how strongly.",
+        blocks=(
+            diagram_of(
+                circuit,
+                title="Circuit of the induction task",
+                note="Scores are effects on the logit difference.",
+                groups={head: kinds[i % 3] for i, head in enumerate(heads) if kinds[i % 3]},
+                node_scores={head: 0.1 * i for i, head in enumerate(heads)},
+            ),
+            diagram_of(
+                transformer_circuit(num_layers=3, num_heads=9, num_kv_heads=3, num_kept=300),
+                title="Shared key heads, thinned",
+                max_edges=60,
+            ),
+            diagram_of(convolution_circuit(), title="Channels of a convolutional network"),
+            architecture(),
+        ),
+    )
+
+
 def sample_document() -> Document:
     """The whole audit."""
     return Document(
@@ -411,7 +558,7 @@ def sample_document() -> Document:
                 ("Time", "19.7 CPU seconds"),
             ),
         ),
-        sections=(anatomy(), performance(), activity(), ablation(), robustness()),
+        sections=(anatomy(), performance(), activity(), ablation(), drawings(), robustness()),
         left_out=(
             LeftOut(
                 what="Ablation of single channels",
@@ -488,6 +635,30 @@ def hostile_document() -> Document:
             **three,
         ),
         Facts(items=tuple((h, h) for h in HOSTILE), **three),
+        Diagram(
+            nodes=tuple(
+                DiagramNode(id=h, label=h, row=i % 3, column=i // 3, kind="unit", group=h)
+                for i, h in enumerate(HOSTILE)
+            ),
+            edges=tuple(
+                DiagramEdge(source=a, target=b, slot=b, score=1.0) for a, b in pairwise(HOSTILE)
+            ),
+            rows=(every, HOSTILE[0], HOSTILE[1]),
+            unit=every,
+            **three,
+        ),
+        Architecture(
+            boxes=tuple(
+                Box(id=h, label=h, kind="operator", operations=(h,), over=(h,), frame=every)
+                for h in HOSTILE
+            ),
+            wires=tuple(
+                Wire(source=a, target=b, value=h, axes=(h,), sizes=(h,), broadcast=(h,))
+                for a, b, h in zip(HOSTILE, HOSTILE[1:], HOSTILE, strict=False)
+            ),
+            frames=(Frame(id=every, label=every, times=2),),
+            **three,
+        ),
     )
     return Document(
         title=every,

@@ -37,14 +37,17 @@ from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.hooks import HooksEngine
 from patchclamp.engine.protocol import Engine, EngineName
 from patchclamp.engine.rig import Rig
-from patchclamp.engine.targets import Target, row_scores
+from patchclamp.engine.targets import Metric, Target, row_scores
 from patchclamp.model.identity import model_hash
 from patchclamp.model.inputs import BATCH, Call, as_call, principal
 from patchclamp.model.sources import Loaded, Task, load
 from patchclamp.model.tokens import Tokenizer
 
 if TYPE_CHECKING:
+    import xarray
+
     from patchclamp.store import Store
+    from patchclamp.sweeping import Groups
 
 Sites: TypeAlias = "str | Iterable[str]"
 Edits: TypeAlias = "Edit | Mapping[str, object] | Sequence[Edit | Mapping[str, object]]"
@@ -447,6 +450,46 @@ class Net:
             _seen(taps, grads),
             _seen(taps, {a: v.detach() for a, v in held.items()}),
         )
+
+    def sweep(
+        self,
+        clean: object,
+        corrupt: object,
+        metric: Metric | Target,
+        *,
+        over: str | Iterable[str] = "resid_pre",
+        by: Sequence[str] | None = None,
+        groups: Groups | None = None,
+        direction: str = "denoising",
+        ablation: Edit | str | None = None,
+        reference: object = None,
+        per_example: bool = False,
+        normalise: bool = False,
+        skip: bool = True,
+        memory: int | str = "2GB",
+        engine: EngineName | str = EngineName.GRAPH,
+        progress: Progress = SILENT,
+    ) -> xarray.DataArray:
+        """The metric with every part patched or ablated in turn; see `patchclamp.sweeping.Sweep`.
+
+        `net.sweep(clean, corrupt, metric, over="heads")` gives an array (layer, head).
+        """
+        from patchclamp.sweeping import Sweep
+
+        options = Sweep(
+            over=over,
+            by=by,
+            groups=groups,
+            direction=direction,
+            ablation=ablation,
+            reference=reference,
+            per_example=per_example,
+            normalise=normalise,
+            skip=skip,
+            memory=memory,
+            engine=engine,
+        )
+        return options.run(self, clean, corrupt, metric, progress)
 
     # ---- editing the live module -------------------------------------------
 

@@ -336,3 +336,155 @@ def test_on_paper_controls_go_and_everything_is_shown(show: Callable[..., Seen])
     assert page.locator(".masthead").is_hidden()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".ledger details:not([open])").count() == 0
+
+
+def faded(page: Page, nth: int, kind: str) -> int:
+    return page.locator(".drawing").nth(nth).locator(f"{kind}.off").count()
+
+
+def ends(page: Page, nth: int) -> list[tuple[int, int]]:
+    """Both ends of every edge that is shown, by the numbers of the nodes."""
+    return [
+        tuple(pair)
+        for pair in page.locator(".drawing")
+        .nth(nth)
+        .evaluate(
+            "d => Array.from(d.querySelectorAll('.edge:not(.gone)'),"
+            " e => [Number(e.dataset.from), Number(e.dataset.to)])"
+        )
+    ]
+
+
+def reached(start: int, pairs: list[tuple[int, int]]) -> set[int]:
+    seen, stack = {start}, [start]
+    while stack:
+        at = stack.pop()
+        new = {b for a, b in pairs if a == at} - seen
+        seen |= new
+        stack += new
+    return seen
+
+
+@pytest.mark.parametrize("nth", [0, 1, 2, 3])
+def test_pointing_at_a_node_shows_its_paths_alone(show: Callable[..., Seen], nth: int) -> None:
+    seen = show(sample_document())
+    page = seen.page
+    drawing = page.locator(".drawing").nth(nth)
+    pairs = ends(page, nth)
+    total = drawing.locator(".node").count()
+    for at in (0, total // 2, total - 1):
+        node = drawing.locator(f"[data-node='{at}']")
+        node.scroll_into_view_if_needed()
+        node.hover()
+        paths = reached(at, pairs) | reached(at, [(b, a) for a, b in pairs])
+        assert faded(page, nth, ".node") == total - len(paths)
+        lit = [p for p in pairs if p[0] in paths and p[1] in paths]
+        assert faded(page, nth, ".edge") >= len(pairs) - len(lit)
+        words = page.locator(".readout").nth(nth).inner_text()
+        assert words == node.locator("title").evaluate("t => t.textContent.trim()")
+    page.mouse.move(0, 0)
+    assert faded(page, nth, ".node") == faded(page, nth, ".edge") == 0
+    check_quiet(seen)
+
+
+def test_pointing_at_an_edge_names_it_and_its_score(show: Callable[..., Seen]) -> None:
+    page = show(sample_document()).page
+    edge = page.locator(".drawing").first.locator(".edge").last  # the strongest lies on top
+    edge.dispatch_event("pointerenter")
+    words = page.locator(".readout").first.inner_text()
+    assert re.fullmatch(r".+ \u2192 .+: \u2212?[\d.]+ logit difference", words)
+    assert "off" not in (edge.get_attribute("class") or "")
+    assert faded(page, 0, ".edge") > 0
+
+
+def test_a_circuit_is_thinned_by_the_slider(show: Callable[..., Seen]) -> None:
+    seen = show(sample_document())
+    page = seen.page
+    block = page.locator(".drawing-block").first
+    slider = block.get_by_role("slider", name="Strongest edges")
+    assert block.locator(".status").first.inner_text().startswith("40 of 40 edges")
+    slider.fill("7")
+    assert block.locator(".status").first.inner_text().startswith("7 of 40 edges")
+    left = ends(page, 0)
+    assert len(left) == 7
+    sizes = block.locator(".edge").evaluate_all("es => es.map(e => Math.abs(e.dataset.score))")
+    kept = block.locator(".edge:not(.gone)").evaluate_all(
+        "es => es.map(e => Math.abs(e.dataset.score))"
+    )
+    assert sorted(kept) == sorted(sizes)[-7:]
+    touched = {n for pair in left for n in pair}
+    assert faded(page, 0, ".node") == block.locator(".node").count() - len(touched)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert len(ends(page, 0)) == 6
+    assert "6 of 40" in (slider.get_attribute("aria-valuetext") or "")
+    # Architectures have no scores, hence no slider.
+    assert page.locator(".b-architecture").get_by_role("slider").count() == 0
+    check_quiet(seen)
+
+
+def test_a_drawing_can_be_walked_with_the_arrow_keys(show: Callable[..., Seen]) -> None:
+    page = show(sample_document()).page
+    drawing = page.locator(".drawing").first
+    assert drawing.locator("[tabindex='0']").count() == 1
+
+    def focused() -> tuple[str, int]:
+        return tuple(  # type: ignore[return-value]  # a pair
+            page.evaluate(
+                "(() => { const n = document.activeElement; return"
+                " [n.querySelector('title').textContent.split(' ')[0], Number(n.dataset.row)] })()"
+            )
+        )
+
+    drawing.locator("[tabindex='0']").focus()
+    assert focused() == ("embed", 0)
+    page.keyboard.press("ArrowDown")
+    assert focused() == ("embed", 0)
+    page.keyboard.press("ArrowUp")
+    name, row = focused()
+    assert (name.startswith("attn.0.z"), row) == (True, 1)
+    page.keyboard.press("ArrowRight")
+    assert focused()[0] != name
+    page.keyboard.press("ArrowLeft")
+    assert focused() == (name, row)
+    assert page.locator(".readout").first.inner_text().startswith(name)
+    assert faded(page, 0, ".node") > 0
+    for _ in range(10):
+        page.keyboard.press("ArrowUp")
+    assert focused()[0] == "logits"
+    assert drawing.locator("[tabindex='0']").count() == 1
+    page.keyboard.press("Tab")
+    assert faded(page, 0, ".node") == 0
+
+
+def test_drawings_are_pictures_without_scripts(show: Callable[..., Seen]) -> None:
+    seen = show(sample_document(), java_script_enabled=False)
+    page = seen.page
+    assert page.get_by_role("slider").count() == 0
+    assert page.locator(".readout").count() == 0
+    for nth in range(4):
+        drawing = page.locator(".drawing").nth(nth)
+        drawing.scroll_into_view_if_needed()
+        assert drawing.is_visible()
+        assert drawing.locator(".node").first.is_visible()
+        assert drawing.locator(".off, .gone").count() == 0
+    page.locator(".b-diagram summary").first.click()
+    rows = page.locator(".b-diagram").first.locator(".numbers tbody tr")
+    assert rows.count() == 40
+    check_quiet(seen)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_in_a_drawing_stands_inside_its_box(show: Callable[..., Seen], scheme: str) -> None:
+    page = show(sample_document(), color_scheme=scheme).page
+    outside = page.evaluate(
+        """() => Array.from(document.querySelectorAll('.drawing .node')).filter(node => {
+          const box = node.querySelector('rect:not(.behind)').getBoundingClientRect();
+          return Array.from(node.querySelectorAll('text.name, text.detail')).some(text => {
+            const t = text.getBoundingClientRect();
+            return t.left < box.left || t.right > box.right || t.top < box.top - 1
+              || t.bottom > box.bottom + 1;
+          });
+        }).map(node => node.querySelector('title').textContent)"""
+    )
+    assert outside == []

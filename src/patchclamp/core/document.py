@@ -144,7 +144,112 @@ class Facts:
     kind: str = "facts"
 
 
-Block: TypeAlias = "Table | Bars | Histogram | Curve | Examples | Facts"
+@dataclass(frozen=True, kw_only=True)
+class DiagramNode:
+    """A part of a network in a drawn circuit.
+
+    row: 0 at the bottom, the input's side; column: its place in the row.
+    kind: "embed", "head", "mlp", "output" or "unit". group: such as a head's type.
+    """
+
+    id: str
+    label: str
+    row: int
+    column: int
+    kind: str = "unit"
+    score: float | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagramEdge:
+    """What `target` reads of `source`; a score of None is a fixed link that nothing scored."""
+
+    source: str
+    target: str
+    slot: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagram:
+    """A circuit to be drawn: rows from the input up.
+
+    rows: a name for each row; unit: what a score measures. What was left out of a
+    large circuit is counted, and the page says so.
+    """
+
+    title: str
+    nodes: tuple[DiagramNode, ...]
+    edges: tuple[DiagramEdge, ...]
+    rows: tuple[str, ...]
+    unit: str = ""
+    num_edges_left_out: int = 0
+    num_nodes_left_out: int = 0
+    note: str = ""
+    kind: str = "diagram"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """One or more operators of a network, folded into one box.
+
+    kind: "input", "output", "module" (several operators), "operator" or "rearrange".
+    operations: addresses of all operators in it, those of collapsed repeats included.
+    times: how many identical parts it stands for. frame: the innermost frame it is in.
+    over: axes that it is applied to one index at a time; None where that is not known.
+    linear: for fixed weights the map is linear, up to a constant.
+    """
+
+    id: str
+    label: str
+    kind: str
+    operations: tuple[str, ...] = ()
+    times: int = 1
+    over: tuple[str, ...] | None = None
+    linear: bool = False
+    num_weights: int = 0
+    frame: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """A value on its way from one box to another, with a name and a size for each axis.
+
+    value: address of what is carried. broadcast: axes along which the target repeats it.
+    """
+
+    source: str
+    target: str
+    value: str
+    axes: tuple[str, ...]
+    sizes: tuple[str, ...]
+    broadcast: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A part that the network has `times` times, drawn once. `inside`: the frame around it."""
+
+    id: str
+    label: str
+    times: int
+    inside: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The operators of a network and the values between them."""
+
+    title: str
+    boxes: tuple[Box, ...]
+    wires: tuple[Wire, ...]
+    frames: tuple[Frame, ...] = ()
+    note: str = ""
+    kind: str = "architecture"
+
+
+Block: TypeAlias = "Table | Bars | Histogram | Curve | Examples | Facts | Diagram | Architecture"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ class GraphEngine:
     _expansions: dict[frozenset[str], tuple[Graph, dict[str, Node]]] = field(
         default_factory=dict, repr=False
     )
+    planned: dict[object, object] = field(default_factory=dict, repr=False)
+    """What engine/wavefront.py learned of the graph: plans without values, by sizes of the call."""
 
     @cached_property
     def attention(self) -> list[Attention]:
@@ -168,6 +170,13 @@ class GraphEngine:
         ]
         result = pytree.tree_unflatten(leaves, self.capture.graph.out_spec) if output else None
         return result, dict(zip(record, values, strict=True))
+
+    def value(self, call: Call, node: Node) -> torch.Tensor:
+        """The value of a node, which need not be a site."""
+        with torch.no_grad():
+            program = compile_request(self.capture.graph, [node], [], output=False)
+            constants = [self.constant(n) for n in program.constants]
+            return program.program(call.tensors(), constants, [])[0][0]
 
     def compiled(
         self, record: tuple[str, ...], transformed: tuple[str, ...], *, output: bool

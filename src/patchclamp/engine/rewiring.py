@@ -30,7 +30,7 @@ from patchclamp.engine.codegen import Compiled, compile_request
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.ir import Graph, Kind, Node
 from patchclamp.engine.protocol import Transform
-from patchclamp.engine.streams import Source, Streams
+from patchclamp.engine.streams import Source, Streams, batch_axis, names_of
 from patchclamp.model.inputs import Call
 
 
@@ -67,8 +67,8 @@ class Rewired:
         """One pass; gradients flow where the caller has them enabled.
 
         Args:
-            extra: for a masked graph, a reference for every source (it broadcasts to the
-                source's value) and then a mask for every read, float (B or 1, S, writers of the
+            extra: for a masked graph, a reference for every source (it broadcasts to its
+                value, heads first), then a mask for every read, float (B or 1, S, writers of the
                 read's sources): 1 where the reference is read, 0 where the present value is.
             record: nodes of this graph to hand back.
             transforms: functions of nodes of this graph.
@@ -108,6 +108,14 @@ def heads_first(z: Tensor, attention: Attention) -> Tensor:
     return z.permute(order)
 
 
+def heads_back(z: Tensor, attention: Attention) -> Tensor:
+    """The inverse of `heads_first`: (B, H, P, K) in the layout of the network."""
+    axes = attention.axes("z")
+    names = ("batch", "head", "position", "unit")
+    z = z.permute([names.index(a) for a in axes])
+    return z if attention.num_heads is None else z.flatten(0, 1)
+
+
 def output_weight(weight: Tensor, source: Source) -> Tensor:
     """The output projection as (H, K, D)."""
     if source.output is None or source.num_heads is None:
@@ -121,18 +129,20 @@ def written(source: Source, value: Tensor, weight: Tensor | None) -> Tensor:
     """What every writer of a source adds to the stream, without biases: (B or 1, U, P, D).
 
     Args:
-        value: the source's value.
+        value: the source's value; (B, H, P, K) where it has heads.
         weight: of its output projection, where it has heads.
     """
-    if source.attention is None or weight is None:
+    if weight is None:
         return value[None, None] if value.ndim == 2 else value[:, None]
-    return heads_first(value, source.attention) @ output_weight(weight, source)
+    return value @ output_weight(weight, source)
 
 
 def _difference(
     source: Source, reference: Tensor, value: Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """What changes in the stream if the reference is written instead: (B or 1, U, P, D)."""
+    if source.attention is not None:
+        value = heads_first(value, source.attention)
     return written(source, reference - value, weight)
 
 
@@ -215,7 +225,7 @@ class _Rewirer:
     def __init__(self, engine: GraphEngine, streams: Streams, *, masked: bool) -> None:
         self.engine, self.streams, self.masked = engine, streams, masked
         self.num_inputs = len(engine.capture.dims)
-        self.names = [_names_of(streams.graph, read.entry) for read in streams.reads]
+        self.names = [names_of(streams.graph, read.entry) for read in streams.reads]
         self.role = self._roles()
         self.nodes: list[Node] = []
         self.swap: dict[Node, Node] = {}
@@ -332,25 +342,8 @@ class _Rewirer:
                 got=f"{covered} features of heads",
                 expected=f"{node.shape[-1] if node.shape else 'unknown'}",
             )
-        target = partial(_per_head, read.num_slots, _batch_axis(made.data), made.transposed, rows)
+        target = partial(_per_head, read.num_slots, batch_axis(made.data), made.transposed, rows)
         args = [self.local[i][made.data], self.swap[made.weight]]
         if made.bias is not None:
             args.append(self.swap[made.bias])
         return self._operator(target, args, node)
-
-
-def _batch_axis(data: Node) -> int:
-    """The axis along which examples (and copies) lie, possibly together with positions."""
-    for axis, size in enumerate(data.shape or ()):
-        if isinstance(size, str) and "batch" in size:
-            return axis
-    raise EngineError(f"'{data.address}' has no batch axis")
-
-
-def _names_of(graph: Graph, value: Node) -> list[Node]:
-    """A value and the tags that stand for it; other parts may read it through them too."""
-    found = [value]
-    for node in graph.nodes:
-        if node.kind is Kind.TAG and node.args[0] in found:
-            found.append(node)
-    return found

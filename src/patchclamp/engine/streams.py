@@ -173,6 +173,23 @@ def _keyword(node: Node, name: str) -> Node | None:
     return value if isinstance(value, Node) else None
 
 
+def names_of(graph: Graph, value: Node) -> list[Node]:
+    """A value and the tags that stand for it; other parts may read it through them too."""
+    found = [value]
+    for node in graph.nodes:
+        if node.kind is Kind.TAG and node.args[0] in found:
+            found.append(node)
+    return found
+
+
+def batch_axis(node: Node) -> int:
+    """The axis along which examples lie, possibly together with positions."""
+    for axis, size in enumerate(node.shape or ()):
+        if isinstance(size, str) and "batch" in size:
+            return axis
+    raise EngineError(f"'{node.address}' has no batch axis")
+
+
 def find_streams(graph: Graph, attention: Sequence[Attention], table: SiteTable) -> Streams:
     """Sources and reads of every residual stream of the graph.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, cast
 
 import torch
 
@@ -35,6 +36,94 @@ class Metric(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class ClassScore:
+    """A class of the output: one for all examples, or one for each."""
+
+    classes: int | torch.Tensor
+    position: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"class {self.classes}" if isinstance(self.classes, int) else "class per example"
+
+    def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        wanted = torch.as_tensor(self.classes, device=output.device)
+        if wanted.ndim > 1 or (wanted.ndim == 1 and int(rows.max()) >= wanted.numel()):
+            raise TargetError(
+                "a target of classes is one class, or one for each example",
+                got=f"shape {tuple(wanted.shape)}",
+                expected=f"({int(rows.max()) + 1},)",
+            )
+        wanted = wanted.expand(rows.numel()) if wanted.ndim == 0 else wanted[rows]
+        in_range = (
+            output.ndim == 2 and int(wanted.min()) >= 0 and int(wanted.max()) < output.shape[1]
+        )
+        if not in_range:
+            raise TargetError(
+                "the target class is not an output of the network",
+                got=str(self.classes),
+                expected=f"classes of an output of shape {tuple(output.shape)}",
+            )
+        return output.gather(1, wanted[:, None])[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionScore:
+    """A user's function of the whole output, which sees one batch of examples at a time.
+
+    So it may hold something for each example, such as the tokens of its right answers.
+    """
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    position: int | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        num = int(rows.max()) + 1
+        order = torch.arange(num, device=rows.device)
+        batches = rows.numel() // num
+        if rows.numel() % num or not torch.equal(rows, order.repeat(batches)):
+            return self.function(output)
+        made = [_checked(self.function(part), num) for part in output.split(num)]
+        return torch.cat(made)
+
+
+def _checked(made: object, num: int) -> torch.Tensor:
+    if not isinstance(made, torch.Tensor) or tuple(made.shape) != (num,):
+        got = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        raise TargetError(
+            "a target gives one scalar per row",
+            got=f"shape {got}",
+            expected=f"shape ({num},)",
+            hint="e.g. target=lambda logits: logits[:, -1, 42]",
+        )
+    return made
+
+
+def as_metric(target: Metric | Target, *, positions: bool = False) -> Metric:
+    """A target in any form as a metric.
+
+    Args:
+        target: a class, a tensor with a class for each example, a function of the principal
+            output, or a metric already.
+        positions: the output is (row, position, class), where a class means the last position.
+    """
+    if isinstance(target, (int, torch.Tensor)):
+        return ClassScore(target, -1 if positions else None)
+    if hasattr(target, "name") and hasattr(target, "position"):
+        return cast("Metric", target)
+    if callable(target):
+        return FunctionScore(target)
+    raise TargetError(
+        "a metric is a class, a class for each example, or a function of the output",
+        got=type(target).__name__,
+    )
+
+
 def measured(metric: Metric, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The metric of every row of a principal output (row, ...), gradients included.
 
@@ -42,7 +131,12 @@ def measured(metric: Metric, output: torch.Tensor, rows: torch.Tensor) -> torch.
         TargetError: it is not one finite number per row.
     """
     position = metric.position
-    values = metric(output if position is None else output[:, position], rows)
+    return measured_there(metric, output if position is None else output[:, position], rows)
+
+
+def measured_there(metric: Metric, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """As `measured`, of an output that holds only the metric's position, where it has one."""
+    values = metric(output, rows)
     if not isinstance(values, torch.Tensor) or tuple(values.shape) != (output.shape[0],):
         got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise TargetError(

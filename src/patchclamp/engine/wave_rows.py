@@ -18,13 +18,12 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import sympy
 import torch
-from torch.utils import _pytree as pytree
 
 from patchclamp.core.errors import EngineError
 from patchclamp.engine.attention import attention_scores, fused_options
@@ -102,17 +101,33 @@ class Layout:
                 items.setdefault(node.args[0], []).append(node)
         self._items = items
         self._counts: set[Node] = set()
+        self._inputs = {
+            node: tuple(dict.fromkeys(leaf_nodes((node.args, *node.kwargs.values()))))
+            for node in graph.nodes
+        }
         for node in graph.nodes:  # in order, so that what a size is made from comes first
-            inputs = node.inputs()
+            inputs = self._inputs[node]
             made = inputs and all(i in self._counts for i in inputs)
-            if node.kind is Kind.OP and node.shape is None:
-                if node.target is _ATEN.sym_size.int or made:
-                    self._counts.add(node)
+            scalar = node.kind is Kind.OP and node.shape is None
+            if scalar and (node.target is _ATEN.sym_size.int or made):
+                self._counts.add(node)
+        self._sources = {
+            node: [x for x in read if x.kind is not Kind.CONST and x not in self._counts]
+            for node, read in self._inputs.items()
+        }
 
     @property
     def all(self) -> Rows:
         """Every position."""
         return Rows(0, self.length)
+
+    def inputs(self, node: Node) -> tuple[Node, ...]:
+        """The nodes among the arguments, each once."""
+        return self._inputs[node]
+
+    def sources(self, node: Node) -> list[Node]:
+        """The values among them, without constants and sizes."""
+        return self._sources[node]
 
     def is_size(self, node: Node) -> bool:
         """Whether a node is a whole number made from sizes."""
@@ -121,15 +136,12 @@ class Layout:
     def parts(self, node: Node) -> dict[int | None, Axes]:
         """Axes of a value, or of every used part of a value that holds several."""
         if node not in self._axes:
-            if node.shape is not None:
-                found = {None: _axes(node.shape)}
-            else:
-                found = {
-                    int(str(item.args[1])): _axes(item.shape)
-                    for item in self._items.get(node, ())
-                    if item.shape is not None
-                }
-            self._axes[node] = found
+            found: dict[int | None, Axes] = {
+                int(str(item.args[1])): _axes(item.shape)
+                for item in self._items.get(node, ())
+                if item.shape is not None
+            }
+            self._axes[node] = found if node.shape is None else {None: _axes(node.shape)}
         return self._axes[node]
 
     def has_rows(self, node: Node) -> bool:
@@ -163,13 +175,9 @@ class Layout:
             assert isinstance(axis, int)
             shape = source.shape or ()
             return self.dim(shape[axis], batch, length)
-        args = pytree.tree_map(
-            lambda x: self.size(x, batch, length) if isinstance(x, Node) else x,
-            node.args,
-            is_leaf=is_node,
-        )
+        args = filled(node.args, lambda x: self.size(x, batch, length))
         assert node.target is not None
-        return int(node.target(*args))  # type: ignore[call-overload]  # made from sizes only
+        return int(str(node.target(*args)))
 
     def numel(self, node: Node, num_variants: int, length: int) -> int:
         """Elements of a value (all its used parts) with so many variants and positions."""
@@ -185,9 +193,21 @@ class Layout:
         return total
 
 
-def is_node(x: object) -> bool:
-    """For `pytree`, to which a node is a leaf."""
-    return isinstance(x, Node)
+def leaf_nodes(x: object) -> Iterator[Node]:
+    """The nodes in nested arguments."""
+    if isinstance(x, Node):
+        yield x
+    elif isinstance(x, (list, tuple)):
+        for item in x:
+            yield from leaf_nodes(item)
+
+
+def filled(args: Iterable[object], value: Callable[[Node], object]) -> list[object]:
+    """Arguments with their nodes replaced; many times faster than a general tree."""
+    return [
+        value(x) if isinstance(x, Node) else filled(x, value) if isinstance(x, (list, tuple)) else x
+        for x in args
+    ]
 
 
 def _symbols(given: Mapping[str, int]) -> dict[str, sympy.Symbol]:
@@ -210,14 +230,15 @@ def narrow_rows(x: torch.Tensor, axes: Axes, have: Rows, want: Rows) -> torch.Te
     if axes.row is None or have == want:
         return x
     if axes.merged:
-        apart = x.unflatten(axes.row, (-1, have.size))
-        return apart.narrow(axes.row + 1, want.start - have.start, want.size).flatten(
-            axes.row, axes.row + 1
-        )
+        apart: torch.Tensor = x.unflatten(axes.row, (-1, have.size))
+        part: torch.Tensor = apart.narrow(axes.row + 1, want.start - have.start, want.size)
+        return part.flatten(axes.row, axes.row + 1)
     return x.narrow(axes.row, want.start - have.start, want.size)
 
 
-def join_rows(before: torch.Tensor, x: torch.Tensor, axes: Axes, sizes: Sequence[int]) -> torch.Tensor:
+def join_rows(
+    before: torch.Tensor, x: torch.Tensor, axes: Axes, sizes: Sequence[int]
+) -> torch.Tensor:
     """Rows put in front of others."""
     assert axes.row is not None
     if axes.merged:
@@ -249,33 +270,38 @@ def variant(x: torch.Tensor, axes: Axes, k: int, num_variants: int) -> torch.Ten
 # ---- running one operator ------------------------------------------------------
 
 
-def operator_for(
-    node: Node, rows: Rows, every: Rows, device: torch.device
-) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
-    """What is called for these rows of an operator, its arguments still nodes.
+def is_causal(node: Node) -> bool:
+    """Whether an operator is attention that makes its own causal mask."""
+    if node.target is _ATEN.scaled_dot_product_attention.default:
+        mask, causal, _, _ = fused_options(node)
+        return causal and mask is None
+    return node.target is attention_scores and bool(node.args[3])
 
-    Causal attention with fewer queries than keys gets its mask as a tensor: the operator's own
-    would be aligned to the first key.
+
+def operator_for(
+    node: Node, allowed: object | None
+) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+    """What is called for an operator, and its arguments, which are still nodes.
+
+    Args:
+        allowed: for causal attention with fewer queries than keys, what takes the place of
+            its own mask, which would be aligned to the first key; see `causal_mask`.
     """
     assert node.target is not None
-    target = _SWAPPED.get(node.target, node.target)
-    if rows == every:
-        return target, node.args, node.kwargs
-    if node.target is _ATEN.scaled_dot_product_attention.default:
-        mask, causal, scale, grouped = fused_options(node)
-        if causal and mask is None:
-            options = {"attn_mask": _allowed(rows, every, device), "enable_gqa": grouped}
-            return target, node.args[:3], {**options, "scale": scale}
-    if node.target is attention_scores and node.args[3]:
+    if allowed is None or not is_causal(node):
+        return _SWAPPED.get(node.target, node.target), node.args, node.kwargs
+    if node.target is attention_scores:
         q, k, mask, _, scale, grouped = node.args
-        allowed = _allowed(rows, every, device)
         return _causal_scores, (q, k, mask, scale, grouped, allowed), {}
-    return target, node.args, node.kwargs
+    _, _, scale, grouped = fused_options(node)
+    options = {"attn_mask": allowed, "scale": scale, "enable_gqa": grouped}
+    return node.target, node.args[:3], options
 
 
-def _allowed(rows: Rows, every: Rows, device: torch.device) -> torch.Tensor:
-    whole = torch.ones(every.size, every.size, dtype=torch.bool, device=device).tril()
-    return whole[rows.start : rows.stop]
+def causal_mask(rows: Rows, length: int, device: torch.device) -> torch.Tensor:
+    """Which keys these rows of queries may see: bool (query, key)."""
+    keys = torch.arange(length, device=device)
+    return keys <= keys[rows.start : rows.stop, None]
 
 
 def _causal_scores(
@@ -297,52 +323,44 @@ def execute(
     node: Node, values: Values, layout: Layout, num_variants: int, rows: Rows, device: torch.device
 ) -> object:
     """One operator on these argument values, for so many variants and these rows."""
-    target, args, kwargs = operator_for(node, rows, layout.all, device)
+    part = rows != layout.all and is_causal(node)
+    allowed = causal_mask(rows, layout.length, device) if part else None
+    target, args, kwargs = operator_for(node, allowed)
     batch = num_variants * layout.num_examples
 
-    def value(x: object) -> object:
-        if not isinstance(x, Node):
-            return x
+    def value(x: Node) -> object:
         return layout.size(x, batch, rows.size) if layout.is_size(x) else values[x]
 
-    args, kwargs = pytree.tree_map(value, (args, kwargs), is_leaf=is_node)
-    return target(*args, **kwargs)
-
-
-def sources(node: Node, layout: Layout) -> list[Node]:
-    """The values that an operator reads, without constants and sizes; each once."""
-    return [
-        x for x in dict.fromkeys(node.inputs()) if x.kind is not Kind.CONST and not layout.is_size(x)
-    ]
+    given = filled(args, value)
+    return target(*given, **dict(zip(kwargs, filled(kwargs.values(), value), strict=True)))
 
 
 # ---- asking an operator ---------------------------------------------------------
 
 
-def signature(node: Node, values: Values, layout: Layout) -> Hashable:
+def signature(node: Node, layout: Layout) -> Hashable:
     """Equal for operators that may share a rule.
 
     Values of whole numbers and masks are told apart by identity: an index decides what an
     operator does. Floating values and weights only scale.
     """
-    order = {x: n for n, x in enumerate(dict.fromkeys(node.inputs()))}
+    order = {x: n for n, x in enumerate(layout.inputs(node))}
 
     def describe(x: object) -> Hashable:
-        if isinstance(x, Node):
-            value = values.get(x)
-            kind = "const" if x.kind is Kind.CONST else "value"
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and x.shape is not None:
-                return kind, order[x], x.shape, value.dtype
-            return "same", order[x], id(x)
-        return repr(x)
+        if isinstance(x, (list, tuple)):
+            return tuple(describe(i) for i in x)
+        if not isinstance(x, Node):
+            return repr(x)
+        if x.dtype is not None and x.dtype.is_floating_point:
+            return x.kind is Kind.CONST, order[x], x.shape, x.dtype
+        return order[x], id(x)
 
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs), is_leaf=is_node)
-    return node.target, str(spec), tuple(describe(x) for x in leaves)
+    return node.target, describe(node.args), *node.kwargs, describe(tuple(node.kwargs.values()))
 
 
 def find_rule(node: Node, values: Values, layout: Layout, device: torch.device) -> Rule:
     """Try the operator on parts of its arguments; see the module docstring."""
-    read = sources(node, layout)
+    read = layout.sources(node)
     noisy = {**values, **{x: _scaled(values[x], n) for n, x in enumerate(read)}}
     whole = _parts_of(execute(node, noisy, layout, 1, layout.all, device), node, layout)
     separable = _is_separable(node, values, noisy, whole, layout, device)
@@ -364,19 +382,25 @@ def _choices(num: int) -> Iterator[tuple[bool, ...]]:
 
 
 def stays_causal(
-    node: Node, values: Values, layout: Layout, cut: int, device: torch.device
+    node: Node,
+    values: Values,
+    layout: Layout,
+    edited: Collection[Node],
+    cut: int,
+    device: torch.device,
 ) -> bool:
-    """Whether rows before the cut keep their value when rows from it on change."""
+    """Whether rows before the cut keep their value when rows of `edited` from it on change."""
     before = Rows(0, cut)
     changed: dict[Node, object] = {}
-    for n, x in enumerate(sources(node, layout)):
-        (axes,) = layout.parts(x).values()
+    for n, x in enumerate(edited):
         value = values[x]
-        assert isinstance(value, torch.Tensor)
-        if axes.row is not None:
-            keep = narrow_rows(value, axes, layout.all, before)
-            after = narrow_rows(_tensor(_scaled(value, n)), axes, layout.all, Rows(cut, layout.length))
-            changed[x] = join_rows(keep, after, axes, (cut, layout.length - cut))
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return False  # whole numbers cannot be varied a little, so nothing is known
+        axes = layout.parts(x)[None]
+        keep = narrow_rows(value, axes, layout.all, before)
+        scaled = _tensor(_scaled(value, n))
+        after = narrow_rows(scaled, axes, layout.all, Rows(cut, layout.length))
+        changed[x] = join_rows(keep, after, axes, (cut, layout.length - cut))
     plain = _parts_of(execute(node, values, layout, 1, layout.all, device), node, layout)
     moved = {**values, **changed}
     made = _parts_of(execute(node, moved, layout, 1, layout.all, device), node, layout)
@@ -417,7 +441,7 @@ def _is_separable(
     device: torch.device,
 ) -> bool:
     doubled: dict[Node, object] = dict(values)
-    for x in sources(node, layout):
+    for x in layout.sources(node):
         if x.shape is None or layout.parts(x)[None].batch is None:
             doubled[x] = noisy[x]
             continue
@@ -476,9 +500,7 @@ def _narrowed(value: object, parts: Mapping[int | None, Axes], have: Rows, want:
     if isinstance(value, torch.Tensor):
         return narrow_rows(value, parts[None], have, want)
     assert isinstance(value, (tuple, list))
-    return [
-        narrow_rows(x, parts[i], have, want) if i in parts else x for i, x in enumerate(value)
-    ]
+    return [narrow_rows(x, parts[i], have, want) if i in parts else x for i, x in enumerate(value)]
 
 
 def _agree(got: torch.Tensor, expected: torch.Tensor, *, rounding: float = 1000) -> bool:

@@ -6,16 +6,19 @@ page never shows a bar beside the wrong label.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 from patchclamp.core.document import (
     SCHEMA_VERSION,
+    Architecture,
     Bars,
     Block,
     Cell,
     Column,
     Curve,
+    Diagram,
     Document,
     Examples,
     Facts,
@@ -25,14 +28,20 @@ from patchclamp.core.document import (
 from patchclamp.core.errors import DataError, nearest
 from patchclamp.report.png import png_size
 
-BLOCKS: dict[str, type[Table | Bars | Histogram | Curve | Examples | Facts]] = {
+BLOCKS: dict[
+    str, type[Table | Bars | Histogram | Curve | Examples | Facts | Diagram | Architecture]
+] = {
     "table": Table,
     "bars": Bars,
     "histogram": Histogram,
     "curve": Curve,
     "examples": Examples,
     "facts": Facts,
+    "diagram": Diagram,
+    "architecture": Architecture,
 }
+NODE_KINDS = ("embed", "head", "mlp", "output", "unit")
+BOX_KINDS = ("input", "output", "module", "operator", "rearrange")
 ROLES = ("text", "number", "bar", "share", "flag", "address", "depth")
 _SLACK = 1e-6  # a share summed in floats may pass 1 by rounding
 
@@ -78,6 +87,10 @@ def _check_block(block: Block, where: str) -> None:
         _check_curve(block, where)
     elif isinstance(block, Examples):
         _check_examples(block, where)
+    elif isinstance(block, Diagram):
+        _check_diagram(block, where)
+    elif isinstance(block, Architecture):
+        _check_architecture(block, where)
 
 
 def _check_table(table: Table, where: str) -> None:
@@ -166,6 +179,52 @@ def _check_examples(examples: Examples, where: str) -> None:
                     got=str(passage.focus),
                     expected=f"0 to {len(passage.tokens) - 1}",
                 )
+
+
+def _check_diagram(diagram: Diagram, where: str) -> None:
+    ids = _distinct(f"{where}.nodes", [node.id for node in diagram.nodes])
+    for i, node in enumerate(diagram.nodes):
+        _one_of(f"{where}.nodes[{i}].kind", node.kind, NODE_KINDS)
+        if not 0 <= node.row < len(diagram.rows):
+            raise DataError(
+                f"{where}.nodes[{i}].row is not one of its rows",
+                got=str(node.row),
+                expected=f"0 to {len(diagram.rows) - 1}",
+            )
+    for i, edge in enumerate(diagram.edges):
+        for end in (edge.source, edge.target):
+            _one_of(f"{where}.edges[{i}]", end, ids)
+    if min(diagram.num_edges_left_out, diagram.num_nodes_left_out) < 0:
+        raise DataError(f"{where} leaves out a negative number of nodes or edges")
+
+
+def _check_architecture(architecture: Architecture, where: str) -> None:
+    ids = _distinct(f"{where}.boxes", [box.id for box in architecture.boxes])
+    frames = _distinct(f"{where}.frames", [frame.id for frame in architecture.frames])
+    for i, box in enumerate(architecture.boxes):
+        _one_of(f"{where}.boxes[{i}].kind", box.kind, BOX_KINDS)
+        _one_of(f"{where}.boxes[{i}].frame", box.frame, ("", *frames))
+    for i, frame in enumerate(architecture.frames):
+        # A frame stands after the one around it, so that none is inside itself.
+        _one_of(f"{where}.frames[{i}].inside", frame.inside, ("", *frames[:i]))
+    for i, wire in enumerate(architecture.wires):
+        for end in (wire.source, wire.target):
+            _one_of(f"{where}.wires[{i}]", end, ids)
+        _lengths(f"{where}.wires[{i}]", len(wire.axes), sizes=wire.sizes)
+
+
+def _distinct(where: str, names: list[str]) -> tuple[str, ...]:
+    for name, num in Counter(names).items():
+        if num > 1:
+            raise DataError(f"the id '{name}' occurs twice in {where}")
+    return tuple(names)
+
+
+def _one_of(where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise DataError(
+            f"{where} names what is not there", got=f"'{name}'", nearest=nearest(name, known)
+        )
 
 
 def _lengths(where: str, num: int, **fields: Sequence[object]) -> None:

@@ -26,9 +26,12 @@ from markupsafe import Markup
 from patchclamp.core.document import Document, Passage
 from patchclamp.core.findings import Evidence, Finding, Json, Verdict
 from patchclamp.report import charts
+from patchclamp.report.architecture_drawing import architecture_drawing, architecture_summary
 from patchclamp.report.cells import is_numeric, table_view
+from patchclamp.report.diagram_drawing import diagram_drawing, diagram_summary
 from patchclamp.report.json_form import document_from_plain, plain_document
 from patchclamp.report.png import png_size
+from patchclamp.report.svg import swatch
 from patchclamp.report.text import number, prose, shown, visible
 from patchclamp.report.writing import write_whole
 
@@ -39,6 +42,7 @@ PICTURE_SIDE = 72
 PICTURE_MOST = 160
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_STYLES = ("colours.css", "style.css", "drawing.css")
 _LEVELS = {
     Evidence.OBSERVED: "A statistic over what was recorded. It says what happened on these "
     "inputs, not why.",
@@ -74,7 +78,7 @@ def render(document: Document) -> str:
     """
     data = plain_document(document)
     document = document_from_plain(data)  # so that a page and its data never differ
-    style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+    style = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES)
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     finding_anchors = _anchors("f", (finding.id for finding in document.findings))
     section_anchors = _anchors("s", (section.id for section in document.sections))
@@ -116,6 +120,11 @@ def _environment() -> Environment:
         charts=charts,
         table_view=table_view,
         is_numeric=is_numeric,
+        architecture_drawing=architecture_drawing,
+        architecture_summary=architecture_summary,
+        diagram_drawing=diagram_drawing,
+        diagram_summary=diagram_summary,
+        swatch=swatch,
         picture_size=picture_size,
         passage=_passage,
         rows_drawn=ROWS_DRAWN,

@@ -11,8 +11,9 @@ Shape suffixes: B batch, I input units, J output units, R readers, W writers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from patchclamp.engine.ir import Graph, Kind
 from patchclamp.engine.ir import Node as Value
 from patchclamp.engine.layers import Layer, MaskedLayers, masked_layers
 from patchclamp.engine.targets import Metric, measured
-from patchclamp.methods.circuits.wiring import Recording, Slopes, Wiring
+from patchclamp.methods.circuits.wiring import EdgeVariants, Recording, Slopes, Wiring
 from patchclamp.model.inputs import Call, principal
 from patchclamp.net import Net
 
@@ -177,6 +178,46 @@ class LayerWiring(Wiring):
                 1, self.groups[i], product.flatten(2).sum(2) if product.ndim > 2 else product
             )
         return made
+
+    def variants(
+        self, call: Call, differences: Sequence[Tensor], edges: Sequence[tuple[int, int]]
+    ) -> Iterator[EdgeVariants]:
+        for i, layer in enumerate(self.layers):
+            first = self.first_reader[i]
+            mine = [e for e in edges if first <= e[0] < first + layer.num_out]
+            if not mine:
+                continue
+            yield EdgeVariants(
+                address=layer.node.address,
+                edges=tuple(mine),
+                first_row=0,
+                make=partial(self._cut, i, differences[i]),
+            )
+
+    def _cut(
+        self, i: int, difference: Tensor, base: Tensor, edges: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """The layer's output with one edge cut at a time."""
+        layer, first = self.layers[i], self.first_reader[i]
+        weight = layer.oriented(self.engine.constant(layer.weight).detach())
+        units = base.movedim(layer.unit_axis, 0)
+        changed: dict[int, Tensor] = {}
+        made = []
+        for reader, writer in edges:
+            if writer not in changed:
+                mine = self.groups[i] == writer
+                kept = weight * mine.to(weight.dtype).reshape(1, -1, *[1] * layer.spatial)
+                part = layer.apply_each(difference, kept.expand(base.shape[0], *kept.shape))
+                changed[writer] = part.movedim(layer.unit_axis, 0)
+            cut = units.clone()
+            cut[reader - first] += changed[writer][reader - first]
+            made.append(cut.movedim(0, layer.unit_axis))
+        return torch.cat(made)
+
+    def position_means(self, source: int, value: Tensor) -> Tensor:
+        unit = self.layers[source].unit_axis % value.ndim
+        others = [a for a in range(1, value.ndim) if a != unit]
+        return value.mean(others, keepdim=True) if others else value
 
     def run(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Tensor:
         extra: list[Tensor] = []

@@ -6,8 +6,9 @@ D width, R readers, W writers, X position and width together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from patchclamp.core.circuit import Node, Reader
 from patchclamp.core.errors import TargetError
+from patchclamp.engine.gates import Gate, gates
 from patchclamp.engine.graph import GraphEngine
-from patchclamp.engine.rewiring import Rewired, fanned, heads_first, masked, written
+from patchclamp.engine.rewiring import Rewired, fanned, heads_back, heads_first, masked, written
 from patchclamp.engine.streams import Read, Streams
 from patchclamp.engine.targets import Metric, measured
-from patchclamp.methods.circuits.wiring import Recording, Slopes, Wiring
+from patchclamp.methods.circuits.wiring import EdgeVariants, Recording, Slopes, Wiring
 from patchclamp.model.inputs import Call, principal
 from patchclamp.net import Net
 
@@ -82,9 +84,11 @@ class StreamWiring(Wiring):
         return Recording(values=tuple(self._batched(values, output.shape[0])), output=output)
 
     def _batched(self, values: Sequence[Tensor], num_rows: int) -> list[Tensor]:
-        """Values with a batch axis, also those that the network makes once for all examples."""
+        """Values as (B, P, D) or (B, H, P, K), also those made once for all examples."""
         return [
-            value if source.attention is not None else _with_rows(value, num_rows)
+            _with_rows(value, num_rows)
+            if source.attention is None
+            else heads_first(value, source.attention)
             for source, value in zip(self.streams.sources, values, strict=True)
         ]
 
@@ -111,7 +115,7 @@ class StreamWiring(Wiring):
 
         held, num = held or {}, len(self.fan.values)
         shared = {i for i, s in enumerate(self.streams.sources) if s.attention is None}
-        catches = {v: catch(i, held.get(i)) for i, v in enumerate(self.fan.values)}
+        catches = {v: catch(i, self._raw(i, held)) for i, v in enumerate(self.fan.values)}
         catches |= {r: catch(num + i) for i, r in enumerate(self.fan.reads)}
         with torch.enable_grad():
             raw, _ = self.fan.run(call, transforms=catches)
@@ -125,10 +129,15 @@ class StreamWiring(Wiring):
         ]
         return Slopes(
             metric=found.detach(),
-            at=tuple(x.detach() for x in leaves[:num]),
-            values=tuple(filled[:num]),
+            at=tuple(self._batched([x.detach() for x in leaves[:num]], len(rows))),
+            values=tuple(self._batched(filled[:num], len(rows))),
             reads=tuple(filled[num:]),
         )
+
+    def _raw(self, i: int, held: Mapping[int, Tensor]) -> Tensor | None:
+        """A held value in the layout of the network."""
+        attention = self.streams.sources[i].attention
+        return held.get(i) if attention is None or i not in held else heads_back(held[i], attention)
 
     def _written(self, values: Sequence[Tensor], num_rows: int) -> Tensor:
         """What all writers add to the stream, (B, W, X), without biases."""
@@ -169,10 +178,49 @@ class StreamWiring(Wiring):
         for source, d, g in zip(self.streams.sources, differences, slopes.values, strict=True):
             product = d * g
             if source.attention is not None:
-                parts.append(heads_first(product, source.attention).flatten(2).sum(2))
+                parts.append(product.flatten(2).sum(2))
             else:
                 parts.append(product.flatten(1).sum(1, keepdim=True))
         return torch.cat(parts, 1)
+
+    def variants(
+        self, call: Call, differences: Sequence[Tensor], edges: Sequence[tuple[int, int]]
+    ) -> Iterator[EdgeVariants]:
+        num_rows = self.record(call).output.shape[0]
+        d_BWX = self._written(differences, num_rows)
+        for i, read in enumerate(self.streams.reads):
+            first = self.first_reader[i]
+            mine = [e for e in edges if first <= e[0] < first + read.num_slots]
+            if not mine:
+                continue
+            entry = self.engine.value(call, read.entry)
+            for gate in gates(self.streams, read):
+                of_gate = [e for e in mine if e[0] - first in gate.slots]
+                if of_gate:
+                    yield EdgeVariants(
+                        address=gate.node.address,
+                        edges=tuple(of_gate),
+                        first_row=_first_row(d_BWX, of_gate, entry),
+                        make=partial(self._cut, gate, first, entry, d_BWX),
+                    )
+
+    def _cut(
+        self,
+        gate: Gate,
+        first: int,
+        entry: Tensor,
+        d_BWX: Tensor,
+        base: Tensor,
+        edges: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """What a reader's gate holds with one edge cut at a time."""
+        writers = torch.tensor([w for _, w in edges])
+        change_KBPD = d_BWX[:, writers].transpose(0, 1).unflatten(2, entry.shape[1:])
+        seen = (entry + change_KBPD).flatten(0, 1)
+        return gate.cut(self.engine, seen, base, [r - first for r, _ in edges])
+
+    def position_means(self, source: int, value: Tensor) -> Tensor:
+        return value.mean(1 if self.streams.sources[source].attention is None else 2, keepdim=True)
 
     def run(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Tensor:
         masks = []
@@ -181,6 +229,13 @@ class StreamWiring(Wiring):
             masks.append(cut[:, rows][:, :, self._columns(read)])
         raw, _ = self.mask.run(call, extra=[*references, *masks])
         return principal(raw)
+
+
+def _first_row(d_BWX: Tensor, edges: Sequence[tuple[int, int]], entry: Tensor) -> int:
+    """The first position at which any of these writers changes."""
+    changed = d_BWX[:, sorted({w for _, w in edges})].unflatten(2, entry.shape[1:]) != 0
+    by_position = changed.flatten(0, 1).any(0).any(-1).nonzero()
+    return int(by_position[0]) if by_position.numel() else 0
 
 
 def _with_rows(value: Tensor, num_rows: int) -> Tensor:

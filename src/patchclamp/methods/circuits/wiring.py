@@ -13,7 +13,7 @@ Shape suffixes: B batch, R readers, W writers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,24 @@ class Slopes:
     at: tuple[Tensor, ...]
     reads: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EdgeVariants:
+    """Edges whose cutting is one edit each of one value of the plain network.
+
+    Attributes:
+        address: of that value.
+        edges: (reader, writer) of each.
+        first_row: the first position at which any of them changes anything.
+        make: from the value in the base run, (B, ...), and some of the edges, to the value with
+            each of those edges cut: (K * B, ...), edge by edge.
+    """
+
+    address: str
+    edges: tuple[tuple[int, int], ...]
+    first_row: int
+    make: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +124,21 @@ class Wiring(ABC):
     @abstractmethod
     def node_products(self, differences: Sequence[Tensor], slopes: Slopes) -> Float[Tensor, "B W"]:
         """First-order effect of every writer on everything that reads it."""
+
+    @abstractmethod
+    def variants(
+        self, call: Call, differences: Sequence[Tensor], edges: Sequence[tuple[int, int]]
+    ) -> Iterator[EdgeVariants]:
+        """Edges, (reader, writer) each, as edits of the plain network, those of one value together.
+
+        Args:
+            call: the base run.
+            differences: how the sources' values change, from the base to the reference.
+        """
+
+    @abstractmethod
+    def position_means(self, source: int, value: Tensor) -> Tensor:
+        """A source's value with positions (rows and columns) averaged, as axes of size 1."""
 
     @abstractmethod
     def run(self, call: Call, references: Sequence[Tensor], cut: Float[Tensor, "B R W"]) -> Tensor:

@@ -1,5 +1,5 @@
 // What the page gains with scripts: a theme, long tables that page, sort and filter,
-// commands that copy. Without this file all content is on the page already.
+// drawings that show paths, commands that copy. Without this file all content is on the page already.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("document-data").textContent);
@@ -204,6 +204,120 @@
   }
 
   document.querySelectorAll(".table-block").forEach((block) => new PagedTable(block));
+
+  // --- drawings ------------------------------------------------------------------
+  // Pointing at a node, or walking to it with the arrow keys, shows the ways that lead
+  // to it and from it; circuits can be thinned to their strongest edges.
+  class Drawing {
+    constructor(block) {
+      this.svg = block.querySelector(".drawing");
+      this.nodes = [];
+      for (const node of block.querySelectorAll("[data-node]")) this.nodes[node.dataset.node] = node;
+      this.edges = Array.from(block.querySelectorAll(".edge"), (element) => ({
+        element, from: Number(element.dataset.from), to: Number(element.dataset.to),
+        score: "score" in element.dataset ? Number(element.dataset.score) : null,
+      }));
+      this.scored = this.edges.filter((edge) => edge.score !== null)
+        .sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
+      this.words = make("p", { class: "readout", role: "status" });
+      this.rest();
+      block.append(this.words);
+      if (this.scored.length > 1) this.addThinning(block);
+      const box = this.svg.parentElement;
+      box.scrollLeft = (box.scrollWidth - box.clientWidth) / 2;
+      this.nodes.forEach((node, i) => {
+        node.setAttribute("tabindex", i ? "-1" : "0");
+        this.listen(node, () => this.follow(node, [i], [i]));
+      });
+      this.edges.forEach((edge) => {
+        const reach = edge.element.querySelector("path").cloneNode(); // a thin line is hard to hit
+        reach.setAttribute("class", "reach");
+        edge.element.prepend(reach);
+        this.listen(edge.element, () => this.follow(edge.element, [edge.from], [edge.to], edge));
+      });
+      this.svg.addEventListener("keydown", (event) => this.walk(event));
+      this.nodes.forEach((node, i) => node.addEventListener("focus", () => {
+        this.nodes.forEach((other, j) => other.setAttribute("tabindex", i === j ? "0" : "-1"));
+      }));
+    }
+
+    listen(element, show) {
+      for (const name of ["pointerenter", "focus", "click"]) element.addEventListener(name, show);
+      for (const name of ["pointerleave", "blur"]) element.addEventListener(name, () => this.rest());
+    }
+
+    addThinning(block) {
+      const num = String(this.scored.length);
+      this.slider = make("input", { type: "range", min: "1", max: num, value: num });
+      this.told = make("output", { class: "status" });
+      this.slider.addEventListener("input", () => this.thin());
+      block.prepend(make("div", { class: "controls" },
+        make("label", {}, "Strongest edges ", this.slider), this.told));
+      this.thin();
+    }
+
+    thin() {
+      const num = Number(this.slider.value);
+      this.scored.forEach((edge, i) => edge.element.classList.toggle("gone", i >= num));
+      const told = grouped(String(num)) + " of " + grouped(String(this.scored.length)) +
+        " edges, each " + number(Math.abs(this.scored[num - 1].score)) + " or more in size";
+      this.told.textContent = told;
+      this.slider.setAttribute("aria-valuetext", told);
+      this.rest();
+    }
+
+    shown() {
+      return this.edges.filter((edge) => !edge.element.classList.contains("gone"));
+    }
+
+    // All that `back` reads and all that reads `ahead`, by every way that is shown.
+    follow(element, back, ahead, through) {
+      const kept = new Set(through ? [through] : []);
+      const walk = (start, end, next) => {
+        const seen = new Set(start);
+        const stack = start.slice();
+        while (stack.length) {
+          const at = stack.pop();
+          for (const edge of this.shown()) {
+            if (edge[end] !== at) continue;
+            kept.add(edge);
+            if (!seen.has(edge[next])) { seen.add(edge[next]); stack.push(edge[next]); }
+          }
+        }
+        return seen;
+      };
+      const nodes = new Set([...walk(back, "to", "from"), ...walk(ahead, "from", "to")]);
+      this.nodes.forEach((node, i) => node.classList.toggle("off", !nodes.has(i)));
+      this.edges.forEach((edge) => edge.element.classList.toggle("off", !kept.has(edge)));
+      this.words.textContent = element.querySelector("title").textContent;
+    }
+
+    // Nothing is pointed at: only nodes whose edges are all hidden step back.
+    rest() {
+      const focused = this.nodes.indexOf(document.activeElement);
+      if (focused >= 0) return this.follow(this.nodes[focused], [focused], [focused]);
+      const touched = new Set(this.shown().flatMap((edge) => [edge.from, edge.to]));
+      this.nodes.forEach((node, i) => node.classList.toggle("off", !touched.has(i)));
+      this.edges.forEach((edge) => edge.element.classList.remove("off"));
+      this.words.textContent = "Point at a node or an edge, or walk with the arrow keys, to follow its paths.";
+    }
+
+    walk(event) {
+      const at = this.nodes.indexOf(document.activeElement);
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+      if (at < 0 || !step) return;
+      event.preventDefault();
+      const middle = (node) => { const box = node.getBBox(); return box.x + box.width / 2; };
+      const here = this.nodes[at];
+      const row = Number(here.dataset.row);
+      const ahead = this.nodes.filter((node) => Number(node.dataset.row) === row + step[0] &&
+        (step[0] || Math.sign(middle(node) - middle(here)) === step[1]));
+      ahead.sort((a, b) => Math.abs(middle(a) - middle(here)) - Math.abs(middle(b) - middle(here)));
+      if (ahead.length) ahead[0].focus();
+    }
+  }
+
+  document.querySelectorAll(".drawing-block").forEach((block) => new Drawing(block));
 
   // --- theme -------------------------------------------------------------------
   const theme = document.getElementById("theme");

@@ -1,0 +1,523 @@
+"""Wavefront sweeps: many edits of one network in one pass, each computed exactly.
+
+A sweep asks what the output becomes when one value is replaced, for hundreds of values.
+One forward pass each wastes what lies before the edit. Here the network runs once, layer
+after layer, with a batch that grows: at every edited site its variants are appended, and
+wherever an operator meets a value that does not hold a variant yet, the baseline's value
+fills in. So every operator computes only variants whose edit lies before it, and only
+operators before the wanted output run at all.
+
+Positions are saved in the same way where the network allows it, which is tried and never
+taken for granted (engine/wave_rows.py): rows before the edited position keep the
+baseline's values in a causal network, and of the last operators only the row that is
+asked for is computed.
+
+The naive loop, one forward pass per edit, is what the tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
+
+from patchclamp.core.errors import EngineError, nearest
+from patchclamp.engine.graph import GraphEngine
+from patchclamp.engine.ir import Graph, Kind, Node
+from patchclamp.engine.wave_plan import (
+    Plan,
+    Scope,
+    State,
+    Step,
+    collapsed,
+    compile_plan,
+    find_rows,
+    find_scope,
+    is_alias,
+    mixing,
+)
+from patchclamp.engine.wave_rows import (
+    Axes,
+    Layout,
+    Rows,
+    Rule,
+    execute,
+    find_rule,
+    narrow_rows,
+    repeated,
+    signature,
+    stays_causal,
+)
+from patchclamp.model.inputs import Call, principal
+
+Variants: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+"""From a site's baseline value to its variants, one after the other along the batch axis."""
+
+_MAX_KNOWN = 8
+"""Sizes of calls whose plans are kept."""
+
+
+@dataclass
+class _Known:
+    """What holds for every baseline of the same sizes: shapes, rules, plans; no values."""
+
+    layout: Layout
+    rules: dict[Node, Rule] = field(default_factory=dict)
+    kinds: dict[object, Rule] = field(default_factory=dict)
+    scopes: dict[object, Scope] = field(default_factory=dict)
+    plans: dict[object, Plan] = field(default_factory=dict)
+
+
+@dataclass
+class Wavefront:
+    """The baseline of one call, and edits of it; see the module docstring.
+
+    It holds for the weights and the call as they were when its first run was made.
+
+    Attributes:
+        engine: the captured network.
+        call: the baseline's inputs.
+    """
+
+    engine: GraphEngine
+    call: Call
+    _expanded: frozenset[str] = frozenset()
+    _graph: Graph = field(init=False, repr=False)
+    _nodes: dict[str, Node] = field(init=False, repr=False)
+    _known: _Known = field(init=False, repr=False)
+    _layout: Layout = field(init=False, repr=False)
+    _values: dict[Node, object] = field(init=False, repr=False)
+    _filling: dict[Node, object] = field(init=False, repr=False)
+    _causal: dict[tuple[Node, int], bool] = field(init=False, repr=False)
+    _plans: dict[object, Plan] = field(init=False, repr=False)
+    _ready: set[object] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problem = self.engine.serves(self.call)
+        if problem is not None:
+            raise EngineError(
+                f"the graph engine cannot run this call: {problem}", hint="use engine='hooks'"
+            )
+        self._load(self._expanded)
+
+    def _load(self, expanded: frozenset[str]) -> None:
+        """Take the graph with these attentions written out; nothing is known of it yet."""
+        self._expanded = expanded
+        self._graph, self._nodes = self.engine._expanded(expanded)
+        symbols = {
+            name: size
+            for x, dims in zip(self.call.tensors(), self.engine.capture.dims, strict=True)
+            for name, size in zip(dims, x.shape, strict=True)
+            if isinstance(name, str)
+        }
+        key = ("wavefront", expanded, *sorted(symbols.items()))
+        known = self.engine.planned.get(key)
+        if not isinstance(known, _Known):
+            while len(self.engine.planned) >= _MAX_KNOWN:
+                self.engine.planned.pop(next(iter(self.engine.planned)))
+            known = _Known(Layout(self._graph, symbols))
+            self.engine.planned[key] = known
+        self._known, self._layout = known, known.layout
+        self._values, self._filling, self._causal, self._plans = {}, {}, {}, {}
+        self._ready = set()
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of the baseline's batch."""
+        return self._layout.num_examples
+
+    @property
+    def length(self) -> int:
+        """Positions of the baseline; 0 where the network has no axis of varying length."""
+        return self._layout.length
+
+    # ---- names ----------------------------------------------------------------
+
+    def _find(self, addresses: Sequence[str]) -> list[Node]:
+        hidden = frozenset(self.engine._hidden[a] for a in addresses if a in self.engine._hidden)
+        if not hidden <= self._expanded:
+            self._load(self._expanded | hidden)
+        for address in addresses:
+            if address not in self._nodes:
+                raise EngineError(
+                    f"the graph engine has no value '{address}'",
+                    nearest=nearest(address, self._nodes),
+                    hint="net.coverage() lists what each engine offers",
+                )
+        return [self._nodes[a] for a in addresses]
+
+    def order(self, addresses: Sequence[str]) -> list[str]:
+        """Addresses in the order of the forward pass, in which `run` stacks their variants."""
+        wanted = set(self._find(addresses))
+        return [n.address for n in self._graph.nodes if n in wanted]
+
+    def _output(self, address: str | None) -> Node:
+        if address is not None:
+            return self._find([address])[0]
+        leaves = self._graph.outputs
+        marks = [torch.empty(0) if isinstance(x, Node) else x for x in leaves]
+        chosen = principal(pytree.tree_unflatten(marks, self._graph.out_spec))
+        node = next(x for x, mark in zip(leaves, marks, strict=True) if mark is chosen)
+        assert isinstance(node, Node)
+        return node
+
+    # ---- the baseline -----------------------------------------------------------
+
+    def prepare(
+        self, addresses: Sequence[str], *, output: str | None = None, position: int | None = None
+    ) -> None:
+        """Make ready for `run` on these sites; the baseline runs once for all of it."""
+        listed = self.order(addresses)
+        wanted = self._output(output)  # may write out more attention: sites are looked up after
+        sites = self._find(listed)
+        with torch.no_grad():
+            self._scope(sites, wanted, one=self._row(wanted, position) is not None)
+
+    def base_output(self, output: str | None = None) -> torch.Tensor:
+        """The baseline's value of an output (None: the principal one)."""
+        return self.base(self._output(output).address)
+
+    def has_rows(self, address: str | None) -> bool:
+        """Whether a value (None: the principal output) has positions that can be told apart."""
+        node = self._output(address)
+        return node.shape is not None and self._layout.has_rows(node)
+
+    def batch_axis(self, address: str) -> int:
+        """The axis along which a raw value holds its examples and variants."""
+        (node,) = self._find([address])
+        axis = self._layout.parts(node)[None].batch
+        if axis is None:
+            raise EngineError(f"'{address}' has no batch axis, so it can have no variants")
+        return axis
+
+    def first_change(self, address: str, value: torch.Tensor) -> int | None:
+        """First position at which a raw value differs from the baseline's; None for nowhere.
+
+        0 for values without positions.
+        """
+        (node,) = self._find([address])
+        base, axes = self.base(address), self._layout.parts(node)[None]
+        moved = value != base
+        if axes.row is None or axes.merged:
+            return 0 if bool(moved.any()) else None
+        rows = moved.movedim(axes.row, 0).flatten(1).any(1).nonzero()
+        return int(rows[0]) if rows.numel() else None
+
+    def bytes_per_variant(
+        self,
+        addresses: Sequence[str],
+        *,
+        output: str | None = None,
+        first_row: int = 0,
+        position: int | None = None,
+    ) -> int:
+        """Memory that each variant of a run takes at most (the baseline comes on top)."""
+        listed = self.order(addresses)
+        wanted = self._output(output)  # may write out more attention: sites are looked up after
+        sites = self._find(listed)
+        one = self._row(wanted, position)
+        with torch.no_grad():
+            plan = self._plan(sites, wanted, first_row, one=one is not None)
+        return plan.bytes_per_variant(self._layout, self._rows(first_row, one))
+
+    def _rows(self, first_row: int, one: int | None) -> tuple[Rows, Rows, Rows]:
+        every = self._layout.all
+        single = every if one is None else Rows(one, one + 1)
+        return every, Rows(first_row, every.stop), single
+
+    def base(self, address: str) -> torch.Tensor:
+        """The baseline's raw value at an address."""
+        (node,) = self._find([address])
+        if node not in self._values:
+            with torch.no_grad():
+                self._learn([], {node})
+        value = self._values[node]
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def _requires(self, node: Node, x: Node, scope: Scope) -> bool:
+        """Whether the baseline's value of an argument is needed to run this node."""
+        if x.kind is Kind.CONST:
+            return True
+        if self._layout.is_size(x):
+            return False
+        reach = max(scope.reach[i] for i in self._layout.inputs(node))
+        if scope.reach[x] < reach:
+            return True
+        rule = self._known.rules.get(node)
+        if rule is None or not self._layout.has_rows(x):
+            return False
+        place = self._layout.sources(node).index(x)
+        return rule.mixes or (rule.sliced is not None and not rule.sliced[place])
+
+    def _required(self, scope: Scope) -> set[Node]:
+        found = {*scope.sites, scope.output}
+        for node in scope.order:
+            if node in scope.needed and any(scope.reach[x] for x in self._layout.sources(node)):
+                found |= {x for x in self._layout.inputs(node) if self._requires(node, x, scope)}
+        return found
+
+    def _prepare(self, key: object, scope: Scope) -> None:
+        """Rules of all operators and values of the baseline that a scope needs."""
+        if key in self._ready:
+            return
+        self._ready.add(key)
+        asked = [
+            n
+            for n in scope.order
+            if n.kind is Kind.OP
+            and n in scope.needed
+            and any(scope.reach[x] for x in self._layout.sources(n))
+        ]
+        if any(n not in self._known.rules for n in asked) or not self._required(scope) <= {
+            *self._values
+        }:
+            self._learn(asked, {*scope.sites, scope.output}, scope)
+
+    def _learn(self, asked: Sequence[Node], wanted: set[Node], scope: Scope | None = None) -> None:
+        """Run the baseline once; find the rules of operators, keep the values that are needed."""
+        layout, device = self._layout, self._device
+        upstream: set[Node] = set()
+        stack = [*asked, *wanted]
+        while stack:
+            node = stack.pop()
+            if node not in upstream:
+                upstream.add(node)
+                stack += layout.inputs(node)
+        order = [n for n in self._graph.nodes if n in upstream]
+        last = {x: n for n in order for x in layout.inputs(n)}
+        given = self.call.tensors()
+        finding = set(asked)
+        env: dict[Node, object] = {}
+        for node in order:
+            if layout.is_size(node):
+                continue
+            if node.kind is Kind.INPUT:
+                env[node] = given[node.number]
+            elif node.kind is Kind.CONST:
+                env[node] = self.engine.constant(node)
+            elif node.kind is Kind.TAG:
+                env[node] = env[layout.inputs(node)[0]]
+            else:
+                read = {x: env[x] for x in layout.inputs(node) if x in env}
+                env[node] = execute(node, read, layout, 1, layout.all, device)
+                if node in finding:
+                    self._ask(node, read)
+            if scope is not None and (node in finding or node in scope.needed):
+                for x in layout.inputs(node):
+                    if self._requires(node, x, scope):
+                        self._keep(x, env[x])
+            if node in wanted:
+                self._keep(node, env[node])
+            for x in layout.inputs(node):
+                if last[x] is node:
+                    env.pop(x, None)
+
+    def _keep(self, node: Node, value: object) -> None:
+        if node not in self._values:
+            self._values[node] = value
+            self._filling[node] = collapsed(value, node, self._layout)
+
+    def _ask(self, node: Node, read: Mapping[Node, object]) -> None:
+        known = self._known
+        if node in known.rules:
+            return
+        if is_alias(node):
+            known.rules[node] = Rule(True, (True,), mixes=False)
+            return
+        kind = signature(node, self._layout)
+        if kind not in known.kinds:
+            known.kinds[kind] = find_rule(node, read, self._layout, self._device)
+        known.rules[node] = known.kinds[kind]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.call.tensors()[0].device
+
+    # ---- plans -------------------------------------------------------------------
+
+    def _scope(self, sites: list[Node], output: Node, *, one: bool) -> Scope:
+        key = (tuple(sites), output, one)
+        scopes = self._known.scopes
+        if key not in scopes:
+            scopes[key] = find_scope(self._graph, self._layout, sites, output, one=one)
+        self._prepare(key, scopes[key])
+        return scopes[key]
+
+    def _plan(self, sites: list[Node], output: Node, first_row: int, *, one: bool) -> Plan:
+        key = (tuple(sites), output, one)
+        if (key, first_row) in self._plans:
+            return self._plans[key, first_row]
+        scope = self._scope(sites, output, one=one)
+        known = self._known
+
+        def causal(node: Node, edited: list[Node]) -> bool:
+            if first_row == 0:
+                return True  # there is no row before it
+            if (node, first_row) not in self._causal:
+                read = {x: self._values[x] for x in self._layout.inputs(node) if x in self._values}
+                self._causal[node, first_row] = stays_causal(
+                    node, read, self._layout, edited, first_row, self._device
+                )
+            return self._causal[node, first_row]
+
+        blocked = frozenset(
+            node
+            for node, edited in mixing(scope, self._layout, known.rules)
+            if not causal(node, edited)
+        )
+        same = (key, blocked)
+        if same not in known.plans:
+            rows = find_rows(scope, self._layout, known.rules, blocked)
+            known.plans[same] = compile_plan(scope, self._layout, known.rules, rows)
+        self._plans[key, first_row] = known.plans[same]
+        return known.plans[same]
+
+    # ---- running --------------------------------------------------------------------
+
+    def run(
+        self,
+        variants: Mapping[str, Variants],
+        *,
+        output: str | None = None,
+        first_row: int = 0,
+        position: int | None = None,
+    ) -> torch.Tensor:
+        """The output for every variant of every site.
+
+        Args:
+            variants: for each address, a function from the baseline's raw value, with B
+                examples along its batch axis, to K variants of it: K*B along that axis,
+                example b of variant k at k*B + b. K may be 0.
+            output: address of the wanted value; None for the network's principal output.
+            first_row: variants differ from the baseline only from this position on. Rows
+                before it are then not computed where the network keeps them.
+            position: compute only this position of the output (negative from the end).
+
+        Returns:
+            The wanted value with the variants of all sites along its batch axis, sites in
+            the order of the forward pass (`order`); without its row axis if `position` is set.
+
+        Raises:
+            EngineError: an address that the graph lacks, variants of another shape, or
+                variants that differ before `first_row`.
+        """
+        with torch.no_grad():
+            return self._run(variants, output, first_row, position)
+
+    def _run(
+        self,
+        variants: Mapping[str, Variants],
+        output: str | None,
+        first_row: int,
+        position: int | None,
+    ) -> torch.Tensor:
+        addresses = self.order([*variants])
+        wanted = self._output(output)
+        sites = self._find(addresses)
+        one = self._row(wanted, position)
+        if first_row and not 0 <= first_row < max(1, self.length):
+            raise EngineError(
+                "the first edited position is outside the sequence",
+                got=str(first_row),
+                expected=f"0 to {self.length - 1}",
+            )
+        plan = self._plan(sites, wanted, first_row, one=one is not None)
+        if one is not None and one < first_row and not plan.keeps_output:
+            first_row = 0  # rows are mixed on the way, so that none can be left out
+            plan = self._plan(sites, wanted, 0, one=True)
+        state = State(
+            slots=[None] * plan.num_slots,
+            rows=self._rows(first_row, one),
+            layout=self._layout,
+            values=self._filling,
+            device=self._device,
+        )
+        early = one is not None and one < first_row  # the wanted row lies before every edit
+        for step in plan.steps:
+            value = None if early else step.compute(state)
+            if step.site is not None:
+                make = variants[addresses[step.site]]
+                value = self._appended(step, value, state, make, first_row)
+            state.slots[step.slot] = value
+            for slot in step.frees:
+                state.slots[slot] = None
+        source = replace(plan.output, slot=None) if early else plan.output
+        made = source.get(state)
+        axes = self._layout.parts(wanted)[None]
+        if one is not None and not axes.merged:
+            assert axes.row is not None
+            return made.select(axes.row, 0)
+        return made
+
+    def _appended(
+        self, step: Step, value: object, state: State, make: Variants, first_row: int
+    ) -> object:
+        """The batch with the variants of one site behind it; counts them."""
+        assert step.site is not None
+        node, layout = step.node, self._layout
+        axes = layout.parts(node)[None]
+        base = self._values[node]
+        assert isinstance(base, torch.Tensor)
+        before = state.counts[step.site]
+        made = make(base)
+        num = _num_variants(made, base, axes, node.address)
+        state.counts.append(before + num)
+        if num and first_row and axes.row is not None:
+            kept = Rows(0, first_row)
+            old = repeated(narrow_rows(base, axes, layout.all, kept), axes, num, self.num_examples)
+            if not torch.equal(narrow_rows(made, axes, layout.all, kept), old):
+                raise EngineError(
+                    f"variants of '{node.address}' differ from the baseline before position "
+                    f"{first_row}, which was given as the first edited one"
+                )
+        rows = state.rows[step.take]
+        made = narrow_rows(made, axes, layout.all, rows)
+        if before == 0:
+            return made if num else None
+        assert axes.batch is not None
+        parts = [made] if num else []
+        held = state.counts[step.reach]
+        if held < before:
+            part = narrow_rows(base, axes, layout.all, rows)
+            parts.insert(0, repeated(part, axes, before - held, self.num_examples))
+        if isinstance(value, torch.Tensor):
+            parts.insert(0, value)
+        return torch.cat(parts, axes.batch) if len(parts) > 1 else parts[0]
+
+    def _row(self, output: Node, position: int | None) -> int | None:
+        if position is None:
+            return None
+        if not self._layout.has_rows(output) or output.shape is None:
+            raise EngineError(
+                f"'{output.address}' has no positions, so none of them can be asked for",
+                got=f"shape {output.shape}",
+            )
+        if not -self.length <= position < self.length:
+            raise EngineError(
+                "the wanted position is outside the sequence",
+                got=str(position),
+                expected=f"{-self.length} to {self.length - 1}",
+            )
+        return position % self.length
+
+
+def _num_variants(made: torch.Tensor, base: torch.Tensor, axes: Axes, address: str) -> int:
+    """How many variants there are, after checking their shape."""
+    if axes.batch is None:
+        raise EngineError(f"'{address}' has no batch axis, so it can have no variants")
+    size = base.shape[axes.batch]
+    got, expected = list(made.shape), list(base.shape)
+    fits = len(got) == len(expected) and got[axes.batch] % size == 0
+    if fits:
+        expected[axes.batch] = got[axes.batch]
+    if not fits or got != expected or made.dtype != base.dtype:
+        raise EngineError(
+            f"variants of '{address}' do not have the shape of its value",
+            got=f"{tuple(made.shape)} {made.dtype}",
+            expected=f"{tuple(base.shape)} {base.dtype}, any multiple along axis {axes.batch}",
+        )
+    return got[axes.batch] // size

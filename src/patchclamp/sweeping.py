@@ -1,0 +1,705 @@
+"""Sweeps: what every part of a network does to a metric, as one labelled array.
+
+Activation patching takes two runs that differ in one respect, a clean and a corrupt one,
+and carries values from one into the other, part by part. With direction "denoising"
+(the default) the corrupt run is the baseline and each part gets its clean value back:
+what is enough to restore the behaviour. With "noising" the clean run is the baseline
+and each part gets its corrupt value: what the behaviour cannot do without. The two
+answer differently where parts stand in for each other, so neither alone is the truth.
+With `ablation` the clean run is the baseline and each part is edited instead.
+
+Every cell is exact: it equals one forward pass with that one edit, up to rounding. The
+graph engine computes them together (engine/wavefront.py); `engine="hooks"` runs one forward
+pass per cell.
+
+Sources: Vig et al. 2020 and Meng et al. 2022 (activation patching); Heimersheim and Nanda
+2024 (the directions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from patchclamp.core.edit_kinds import KINDS, Mean, Patch, Resample
+from patchclamp.core.edits import Edit
+from patchclamp.core.errors import (
+    EngineError,
+    InputError,
+    OptionError,
+    SiteError,
+    TargetError,
+    nearest,
+)
+from patchclamp.core.progress import SILENT, Progress
+from patchclamp.core.sites import Tap
+from patchclamp.engine.changes import transforms
+from patchclamp.engine.graph import GraphEngine
+from patchclamp.engine.protocol import EngineName
+from patchclamp.engine.targets import Metric, Target, as_metric, measured, measured_there
+from patchclamp.engine.wavefront import Wavefront
+from patchclamp.model.inputs import BATCH, Call, principal
+
+if TYPE_CHECKING:
+    import xarray
+
+    from patchclamp.net import Net
+
+Groups: TypeAlias = "int | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]"
+"""How units are put together: a number of equal groups, or the members of each."""
+
+_STREAMS = {name: f"{name}.*" for name in ("resid_pre", "resid_mid", "resid_post")}
+_PARTS = {"attn_out": "attn.*.out", "mlp_out": "mlp.*.out"}
+_HEADS = {f"heads.{role}": f"attn.*.{role}" for role in ("z", "q", "k", "v", "pattern")}
+OVER = {**_STREAMS, **_PARTS, "heads": _HEADS["heads.z"], **_HEADS}
+"""What can be swept by name, and the sites that it means."""
+_SAME_AXIS = {"head": ("kv_head",), "position": ("query",), "unit": ("channel",)}
+DEFAULT_MEMORY = "2GB"
+_RUN_COST = 8
+"""Rows of a forward pass that cost as much as one more run of the wavefront: the weights are
+read once a run. Runs whose cells would cost less than this together are put into one."""
+
+
+class Direction(StrEnum):
+    """Which run is the baseline: see the module docstring."""
+
+    DENOISING = "denoising"
+    NOISING = "noising"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweep:
+    """Options of a sweep; `run` makes it.
+
+    Attributes:
+        over: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out" (each layer by
+            position), "heads.z", ".q", ".k", ".v", ".pattern" ("heads" is z; each layer by
+            head), or sites by address, alias or glob (each by unit or channel).
+        by: axes along which a site is cut into cells, such as ("head", "position") or
+            ("row", "column"); () edits whole sites; None takes what `over` says above.
+        groups: put units along the last axis of `by` together.
+        direction: see the module docstring; ignored with `ablation`.
+        ablation: edit instead of patching: a kind of edit ("zero", "mean", "resample") or
+            an edit whose site does not matter.
+        reference: inputs whose values "mean" and "resample" take, in place of the batch's own.
+        per_example: keep examples apart, along a last axis "example".
+        normalise: put corrupt at 0 and clean at 1.
+        skip: do not run cells whose edit changes nothing, bit for bit, and take the first
+            position that an edit changes from its value instead of from the cell's name.
+        memory: bound on what the variants of one run hold, in bytes or as "500MB"; the
+            weights and the baseline's own values come on top.
+        engine: "graph", or "hooks" for one forward pass per cell.
+    """
+
+    over: str | Iterable[str] = "resid_pre"
+    by: Sequence[str] | None = None
+    groups: Groups | None = None
+    direction: Direction | str = Direction.DENOISING
+    ablation: Edit | str | None = None
+    reference: object = None
+    per_example: bool = False
+    normalise: bool = False
+    skip: bool = True
+    memory: int | str = DEFAULT_MEMORY
+    engine: EngineName | str = EngineName.GRAPH
+
+    def run(
+        self,
+        net: Net,
+        clean: object,
+        corrupt: object,
+        metric: Metric | Target,
+        progress: Progress = SILENT,
+    ) -> xarray.DataArray:
+        """The metric for every cell.
+
+        Args:
+            clean, corrupt: inputs of the same number of examples and tokens; `corrupt` may
+                be None with `ablation`.
+            metric: a `Metric`, a class or one for each example (at the last position of a
+                language model), or a function of the principal output. A function needs
+                the whole output; the others are cheaper, because only their position
+                is computed.
+
+        Returns:
+            An array with axes ("layer", *by) for what has layers, else ("site", *by); one
+            axis "cell" where sites differ in size. The mean over examples, or with a last
+            axis "example". Attributes: metric, clean, corrupt (their metric), direction,
+            engine, num_cells, num_skipped, num_runs, max_bytes.
+
+        Raises:
+            InputError: clean and corrupt do not fit together. SiteError, OptionError: what
+            is swept is unknown or cannot be cut so. TargetError: the metric is not one number
+            per row. EngineError, CaptureError: there is no graph engine for this network.
+        """
+        engine = _engine_name(self.engine)
+        bound = bytes_of(self.memory)
+        base, other = self._calls(net, clean, corrupt)
+        taps = _taps(net, self.over)
+        job = _Job(
+            net=net,
+            base=base,
+            other=other,
+            taps=taps,
+            metric=as_metric(metric, positions=_has_positions(net)),
+            cutter=_Cutter(self.over, self.by, self.groups),
+            edit=self._edits(net, taps),
+            skip=self.skip,
+            memory=bound,
+            progress=progress,
+        )
+        _check_padding(base, job.metric)
+        with torch.no_grad():
+            made = job.by_hooks() if engine is EngineName.HOOKS else job.by_wavefront()
+            return self._labelled(job, made)
+
+    def _calls(self, net: Net, clean: object, corrupt: object) -> tuple[Call, Call | None]:
+        """The baseline's call, and the one that values come from."""
+        if self.direction not in set(Direction):
+            raise OptionError(
+                f"no direction '{self.direction}'",
+                expected=f"one of {', '.join(Direction)}",
+                nearest=nearest(str(self.direction), Direction),
+            )
+        right = net.call(clean)
+        if corrupt is None:
+            if self.ablation is None or self.normalise:
+                raise OptionError(
+                    "a sweep needs corrupt inputs to patch from and to normalise with",
+                    hint='net.sweep(clean, None, metric, ablation="zero")',
+                )
+            return right, None
+        wrong = net.call(corrupt)
+        _check_pair(right, wrong)
+        swapped = self.ablation is None and self.direction == Direction.DENOISING
+        return (wrong, right) if swapped else (right, wrong)
+
+    def _edits(self, net: Net, taps: Sequence[Tap]) -> Callable[[Tap], Edit] | None:
+        """What is done at a site, without its `where`; None for patching."""
+        if self.ablation is None:
+            return None
+        edit = self.ablation
+        if isinstance(edit, str):
+            if edit not in KINDS or edit in ("patch", "callback"):
+                raise OptionError(
+                    f"no ablation '{edit}'",
+                    expected="zero, mean or resample, or an edit",
+                    nearest=nearest(edit, KINDS),
+                )
+            edit = KINDS[edit](site="*")
+        template = edit
+        if self.reference is None:
+            return lambda tap: dataclasses.replace(template, site=tap.label)
+        if not isinstance(template, (Mean, Resample)):
+            raise OptionError(f"'{template.kind}' takes no reference", expected="mean or resample")
+        held = net.record(self.reference, [tap.label for tap in taps])
+        return lambda tap: dataclasses.replace(
+            template, site=tap.label, values=held.tensor(tap.label)
+        )
+
+    def _labelled(self, job: _Job, made: _Made) -> xarray.DataArray:
+        import xarray
+
+        right, wrong = (made.other, made.base) if job.edit is None else (made.base, made.other)
+        if job.edit is None and self.direction == Direction.NOISING:
+            right, wrong = wrong, right
+        values = made.values
+        if not self.per_example:
+            values = values.mean(1, keepdim=True)
+            right, wrong = (None if x is None else x.mean(0, keepdim=True) for x in (right, wrong))
+        if self.normalise:
+            assert right is not None
+            assert wrong is not None
+            values = _normalised(values, right, wrong)
+        dims, shape, coords = job.cutter.labels(made.cells, layered=_is_layered(self.over))
+        grid = values.double().numpy().reshape(*shape, -1)
+        if self.per_example:
+            dims = (*dims, "example")
+        else:
+            grid = grid[..., 0]
+        attrs: dict[str, object] = {
+            "metric": job.metric.name,
+            "direction": str(self.direction) if job.edit is None else "ablation",
+            "engine": str(self.engine),
+            "num_cells": len(made.cells),
+            "num_skipped": made.num_skipped,
+            "num_runs": made.num_runs,
+            "max_bytes": made.max_bytes,
+        }
+        for name, value in (("clean", right), ("corrupt", wrong)):
+            if value is not None:
+                attrs[name] = float(value.double().mean())
+        if job.edit is not None:
+            attrs["ablation"] = job.edit(job.taps[0]).kind
+        return xarray.DataArray(grid, dims=dims, coords=coords, name=job.metric.name, attrs=attrs)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One edit: a site, which rows of its axes, and its names along the axes of the result."""
+
+    tap: Tap
+    where: Mapping[str, Sequence[int]]
+    names: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a sweep found: values (cell, example), and the metric of both runs (example)."""
+
+    cells: Sequence[_Cell]
+    values: torch.Tensor
+    base: torch.Tensor
+    other: torch.Tensor | None
+    num_skipped: int
+    num_runs: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A sweep with everything looked up."""
+
+    net: Net
+    base: Call
+    other: Call | None
+    taps: Sequence[Tap]
+    metric: Metric
+    cutter: _Cutter
+    edit: Callable[[Tap], Edit] | None
+    skip: bool
+    memory: int
+    progress: Progress
+    sources: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def by_wavefront(self) -> _Made:
+        """All cells together on the graph engine."""
+        try:
+            engine = self.net._engine(EngineName.GRAPH, self.base, self.taps)
+        except EngineError as e:
+            raise EngineError(f"{e.what}", hint="engine='hooks' runs one pass per cell") from e
+        assert isinstance(engine, GraphEngine)
+        wave = Wavefront(engine, self.base)
+        addresses = wave.order([tap.site.address for tap in self.taps])
+        at = self.metric.position if wave.has_rows(None) else None
+        wave.prepare(addresses, position=at)
+        rows = torch.arange(wave.num_examples)
+        base = measured(self.metric, wave.base_output(), rows)
+        other = None
+        if self.other is not None:
+            raw, found = engine.run(self.other, record=addresses)
+            self.sources.update(found)
+            other = measured(self.metric, principal(raw), rows)
+        cells = self._cells(wave.base)
+        firsts = [self._first(wave, cell) for cell in cells]
+        values = base.repeat(len(cells), 1)
+        live = [i for i, first in enumerate(firsts) if first is not None]
+        runs = _Runs(wave, addresses, at, self)
+        self.progress.start("sweep", total=len(live), unit="cells")
+        for first, members in _together(live, firsts, wave.length):
+            for part in runs.chunks(members, first):
+                found_there = runs.run([cells[i] for i in part], first)
+                values[torch.tensor([part[k] for k in found_there.order])] = found_there.values
+                self.progress.advance(len(part))
+        self.progress.finish()
+        skipped = len(cells) - len(live)
+        return _Made(cells, values, base, other, skipped, runs.num, runs.max_bytes)
+
+    def by_hooks(self) -> _Made:
+        """One forward pass per cell on the live module."""
+        from patchclamp.net import Run
+
+        listed = [tap.site.address for tap in self.taps]
+        outside = [a for a in listed if a not in self.net.hooks.points]
+        if outside:
+            raise EngineError(
+                f"'{outside[0]}' is not a module's value, which is all that hooks reach",
+                hint="engine='graph'",
+            )
+        raw, held = self.net.hooks.run(self.base, record=listed)
+        plain = principal(raw)
+        rows = torch.arange(plain.shape[0])
+        base = measured(self.metric, plain, rows)
+        other = None
+        if self.other is not None:
+            raw, found = self.net.hooks.run(self.other, record=listed)
+            self.sources.update(found)
+            other = measured(self.metric, principal(raw), rows)
+        cells = self._cells(held.__getitem__)
+        values, num = base.repeat(len(cells), 1), 0
+        self.progress.start("sweep", total=len(cells), unit="cells")
+        for i, cell in enumerate(cells):
+            old = held[cell.tap.site.address]
+            if not (self.skip and torch.equal(self.edited(cell, old), old)):
+                made: Run = self.net.run(self.base, edits=self._edit(cell), engine=EngineName.HOOKS)
+                values[i] = measured(self.metric, made.output, rows)
+                num += 1
+            self.progress.advance()
+        self.progress.finish()
+        return _Made(cells, values, base, other, len(cells) - num, num, 0)
+
+    def _cells(self, value: Callable[[str], torch.Tensor]) -> list[_Cell]:
+        cells: list[_Cell] = []
+        for tap in self.taps:
+            shape = tap.view.read(value(tap.site.address)).shape
+            cells += self.cutter.cells(tap, tuple(shape))
+        return cells
+
+    def _edit(self, cell: _Cell) -> Edit:
+        if self.edit is not None:
+            return dataclasses.replace(self.edit(cell.tap), where=cell.where)
+        source = cell.tap.view.read(self.sources[cell.tap.site.address])
+        return Patch(site=cell.tap.label, values=source, where=cell.where)
+
+    def edited(self, cell: _Cell, raw: torch.Tensor) -> torch.Tensor:
+        """A site's raw value with the cell's edit."""
+        change = transforms([(self._edit(cell), cell.tap)])
+        return change[cell.tap.site.address](raw)
+
+    def _first(self, wave: Wavefront, cell: _Cell) -> int | None:
+        """The first position that the cell's edit may change; None if it changes nothing."""
+        address = cell.tap.site.address
+        if self.skip:
+            return wave.first_change(address, self.edited(cell, wave.base(address)))
+        places = next((cell.where[a] for a in ("position", "query") if a in cell.where), None)
+        return min(places) if places and wave.has_rows(address) else 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Values (cell, example) of one run, and which of the cells each row is."""
+
+    order: Sequence[int]
+    values: torch.Tensor
+
+
+class _Runs:
+    """Runs of one wavefront, kept within the memory."""
+
+    def __init__(
+        self, wave: Wavefront, addresses: Sequence[str], position: int | None, job: _Job
+    ) -> None:
+        self.wave, self.addresses, self.position, self.job = wave, addresses, position, job
+        self.num, self.max_bytes = 0, 0
+        self._each: dict[int, int] = {}
+
+    def _bytes(self, first: int) -> int:
+        if first not in self._each:
+            self._each[first] = self.wave.bytes_per_variant(
+                self.addresses, first_row=first, position=self.position
+            )
+        return self._each[first]
+
+    def chunks(self, members: Sequence[int], first: int) -> Iterator[Sequence[int]]:
+        """The cells in pieces that fit into the memory."""
+        each = self._bytes(first)
+        size = self.job.memory // each
+        if size < 1:
+            raise OptionError(
+                "one variant takes more than the memory that the sweep may use",
+                got=f"{self.job.memory:,} bytes",
+                expected=f"at least {each:,}",
+                hint="give fewer examples, or memory='4GB'",
+            )
+        num = math.ceil(len(members) / size)
+        width = math.ceil(len(members) / num)
+        for start in range(0, len(members), width):
+            yield members[start : start + width]
+
+    def run(self, cells: Sequence[_Cell], first: int) -> _Found:
+        """The metric of these cells."""
+        by_site: dict[str, list[int]] = {address: [] for address in self.addresses}
+        for k, cell in enumerate(cells):
+            by_site[cell.tap.site.address].append(k)
+        output = self.wave.run(
+            {a: self._variants(a, [cells[k] for k in ks]) for a, ks in by_site.items()},
+            first_row=first,
+            position=self.position,
+        )
+        self.num += 1
+        self.max_bytes = max(self.max_bytes, len(cells) * self._bytes(first))
+        metric, examples = self.job.metric, self.wave.num_examples
+        rows = torch.arange(examples).repeat(len(cells))
+        measure = measured if self.position is None else measured_there
+        values = measure(metric, output, rows).reshape(len(cells), examples)
+        return _Found([k for ks in by_site.values() for k in ks], values)
+
+    def _variants(
+        self, address: str, cells: Sequence[_Cell]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        axis = self.wave.batch_axis(address)
+
+        def make(raw: torch.Tensor) -> torch.Tensor:
+            if not cells:
+                return raw.narrow(axis, 0, 0)
+            return torch.cat([self.job.edited(cell, raw) for cell in cells], axis)
+
+        return make
+
+
+def _together(
+    live: Sequence[int], firsts: Sequence[int | None], length: int
+) -> list[tuple[int, list[int]]]:
+    """Cells by their first edited position, few cells together with those before them."""
+    groups: dict[int, list[int]] = {}
+    for i in live:
+        first = firsts[i]
+        assert first is not None
+        groups.setdefault(first, []).append(i)
+    merged: list[tuple[int, list[int]]] = []
+    for first in sorted(groups):
+        if merged and len(groups[first]) * (first - merged[-1][0]) <= _RUN_COST:
+            merged[-1][1].extend(groups[first])
+        else:
+            merged.append((first, list(groups[first])))
+    return merged
+
+
+# ---- what is swept ------------------------------------------------------------------
+
+
+def _is_layered(over: str | Iterable[str]) -> bool:
+    return isinstance(over, str) and over in OVER
+
+
+def _taps(net: Net, over: str | Iterable[str]) -> list[Tap]:
+    if isinstance(over, str) and over in OVER:
+        try:
+            found = net.taps(OVER[over])
+        except SiteError as e:
+            raise SiteError(
+                f"{net.name} has no sites for over='{over}': {e.what}",
+                hint="sweep sites by address or glob; print(net.sites)",
+            ) from e
+        return sorted(found, key=_layer)
+    try:
+        found = net.taps(over)
+    except SiteError as e:
+        names = [over] if isinstance(over, str) else list(over)
+        raise SiteError(
+            f"nothing to sweep over: {e.what}",
+            nearest=next((n for name in names if (n := nearest(name, OVER))), e.nearest),
+            hint=f"over is a site, a glob, or one of {', '.join(OVER)}",
+        ) from e
+    if not found:
+        raise SiteError("no sites to sweep over", hint=f"one of {', '.join(OVER)}")
+    without = [tap.label for tap in found if BATCH not in tap.axes]
+    if without:
+        raise SiteError(f"'{without[0]}' has no batch axis, so it cannot be edited by example")
+    return found
+
+
+def _layer(tap: Tap) -> int:
+    number = re.search(r"\.(\d+)(\.|$)", tap.label)
+    return int(number[1]) if number else 0
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """How sites are cut into cells."""
+
+    over: str | Iterable[str]
+    by: Sequence[str] | None
+    groups: Groups | None
+
+    def axes(self, tap: Tap) -> tuple[str, ...]:
+        """The axes of a site that cells are cut along."""
+        if self.by is None:
+            wanted: Sequence[str] = ()
+            if isinstance(self.over, str) and (self.over in _STREAMS or self.over in _PARTS):
+                wanted = ("position",)
+            elif _is_layered(self.over):
+                wanted = ("head",)
+            elif tap.unit_axis is not None:
+                wanted = (tap.unit_axis,)
+        else:
+            wanted = (self.by,) if isinstance(self.by, str) else tuple(self.by)
+        return tuple(self._axis(tap, name) for name in wanted)
+
+    def _axis(self, tap: Tap, name: str) -> str:
+        for candidate in (name, *_SAME_AXIS.get(name, ())):
+            if candidate in tap.axes and candidate != BATCH:
+                return candidate
+        known = [a for a in tap.axes if a != BATCH]
+        raise OptionError(
+            f"site '{tap.label}' cannot be cut along '{name}'",
+            expected=f"axes among {', '.join(known)}",
+            nearest=nearest(name, known),
+        )
+
+    def cells(self, tap: Tap, shape: tuple[int, ...]) -> list[_Cell]:
+        """The cells of a site whose seen value has this shape."""
+        axes = self.axes(tap)
+        choices: list[list[tuple[object, list[int]]]] = []
+        for n, axis in enumerate(axes):
+            size = shape[tap.axes.index(axis)]
+            if self.groups is not None and n == len(axes) - 1:
+                choices.append(self._grouped(size, tap))
+            else:
+                choices.append([(i, [i]) for i in range(size)])
+        if self.groups is not None and not axes:
+            raise OptionError("groups need an axis to run along", hint='by=("unit",)')
+        return [
+            _Cell(
+                tap,
+                {axis: rows for axis, (_, rows) in zip(axes, chosen, strict=True)},
+                tuple(name for name, _ in chosen),
+            )
+            for chosen in itertools.product(*choices)
+        ]
+
+    def _grouped(self, size: int, tap: Tap) -> list[tuple[object, list[int]]]:
+        groups = self.groups
+        if isinstance(groups, int):
+            if not 1 <= groups <= size:
+                raise OptionError(
+                    f"'{tap.label}' cannot be put into {groups} groups",
+                    expected=f"1 to {size}",
+                )
+            parts = torch.arange(size).tensor_split(groups)
+            return [(n, part.tolist()) for n, part in enumerate(parts)]
+        assert groups is not None
+        named = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
+        made: list[tuple[object, list[int]]] = []
+        for name, members in named:
+            rows = [int(i) for i in members]
+            if not rows or min(rows) < 0 or max(rows) >= size:
+                raise OptionError(
+                    f"group '{name}' does not fit '{tap.label}'",
+                    got=str(rows[:8]),
+                    expected=f"at least one index from 0 to {size - 1}",
+                )
+            made.append((name, rows))
+        return made
+
+    def labels(
+        self, cells: Sequence[_Cell], *, layered: bool
+    ) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, object]]:
+        """Dimensions, shape and coordinates of the result."""
+        sites = list({cell.tap.label: cell.tap for cell in cells}.values())
+        grids = [[c.names for c in cells if c.tap.label == tap.label] for tap in sites]
+        axes = list(self.axes(sites[0]))
+        if self.groups is not None:
+            axes[-1] = "group"
+        first = "layer" if layered else "site"
+        names = [_layer(tap) if layered else tap.label for tap in sites]
+        alike = all(grid == grids[0] for grid in grids)
+        alike = alike and all(self.axes(tap) == self.axes(sites[0]) for tap in sites)
+        if alike:
+            each = [list(dict.fromkeys(n[i] for n in grids[0])) for i in range(len(axes))]
+            coords: dict[str, object] = {first: names}
+            coords.update(zip(axes, each, strict=True))
+            return (first, *axes), (len(sites), *(len(e) for e in each)), coords
+        flat: dict[str, object] = {"site": ("cell", [cell.tap.label for cell in cells])}
+        for i, axis in enumerate(axes):
+            flat[axis] = ("cell", [cell.names[i] for cell in cells])
+        return ("cell",), (len(cells),), flat
+
+
+# ---- inputs and numbers ----------------------------------------------------------------
+
+
+def _engine_name(engine: EngineName | str) -> EngineName:
+    if engine not in (EngineName.GRAPH, EngineName.HOOKS):
+        raise OptionError(
+            f"no engine '{engine}' for sweeps",
+            expected="graph, or hooks for one forward pass per cell",
+            nearest=nearest(str(engine), (EngineName.GRAPH, EngineName.HOOKS)),
+        )
+    return EngineName(engine)
+
+
+def _has_positions(net: Net) -> bool:
+    """Whether the network gives something for every position, as language models do."""
+    site = net.quick_sites().sites.get(":output") or next(
+        (s for a, s in net.quick_sites().sites.items() if a.startswith(":output")), None
+    )
+    return site is not None and len(site.shape) == 3
+
+
+def _check_pair(clean: Call, corrupt: Call) -> None:
+    """Both calls must have one form, one batch and one length."""
+    if clean.structure != corrupt.structure:
+        raise InputError(
+            "clean and corrupt inputs are not given in the same form",
+            got=f"{clean.structure} and {corrupt.structure}",
+            hint="texts of different length get a mask: use pairs of one length throughout",
+        )
+    for x, y in zip(clean.tensors(), corrupt.tensors(), strict=True):
+        if x.shape[:1] != y.shape[:1]:
+            raise InputError(
+                "clean and corrupt inputs have different numbers of examples",
+                got=f"{len(x)} and {len(y)}",
+            )
+        if x.shape != y.shape:
+            tokens = x.ndim == 2 and not x.is_floating_point()
+            raise InputError(
+                "clean and corrupt inputs differ in "
+                + ("length, so that positions do not correspond" if tokens else "shape"),
+                got=f"{x.shape[1]} and {y.shape[1]} tokens"
+                if tokens
+                else f"{tuple(x.shape)} and {tuple(y.shape)}",
+                hint="choose words that are as many tokens" if tokens else None,
+            )
+    masks = [dict(call.kwargs).get("attention_mask") for call in (clean, corrupt)]
+    if isinstance(masks[0], torch.Tensor) and isinstance(masks[1], torch.Tensor):
+        lengths = [m.sum(1).tolist() for m in masks if isinstance(m, torch.Tensor)]
+        if lengths[0] != lengths[1]:
+            raise InputError(
+                "clean and corrupt inputs differ in length, so that positions do not correspond",
+                got=f"{lengths[0]} and {lengths[1]} tokens",
+            )
+
+
+def _check_padding(call: Call, metric: Metric) -> None:
+    """The position that is measured must not be padding."""
+    mask = dict(call.kwargs).get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or metric.position is None:
+        return
+    seen = mask[:, metric.position].bool()
+    if not bool(seen.all()):
+        raise InputError(
+            f"the metric '{metric.name}' reads position {metric.position}, which is padding in "
+            f"example {int((~seen).nonzero()[0])}",
+            hint="sweep texts of one length together, or measure with a function of the output",
+        )
+
+
+def _normalised(values: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """(value - corrupt) / (clean - corrupt), for each example."""
+    gap = right - wrong
+    if bool((gap == 0).any()):
+        example = int((gap == 0).nonzero()[0])
+        raise TargetError(
+            "the metric is the same on clean and corrupt inputs, so it cannot be normalised",
+            got=f"{float(right[example]):.6g} for both"
+            + (f" in example {example}" if gap.numel() > 1 else ""),
+            hint="check that the network does the task, or leave normalise out",
+        )
+    return (values - wrong) / gap
+
+
+def bytes_of(memory: int | str) -> int:
+    """A size in bytes, also from "500MB" or "2GiB".
+
+    Raises:
+        OptionError: it is no such size.
+    """
+    units = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
+    if match is None or isinstance(memory, bool):
+        raise OptionError("memory is a number of bytes", got=repr(memory), expected='such as "2GB"')
+    power = units[match[2].upper()]
+    scale = 1 if not match[2] else 2**power if match[3] else 1000 ** (power // 10)
+    size = int(float(match[1]) * scale)
+    if size < 1:
+        raise OptionError("memory must be at least one byte", got=repr(memory))
+    return size
