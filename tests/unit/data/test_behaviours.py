@@ -153,6 +153,34 @@ def test_clean_and_corrupt_have_the_same_length_and_answers_one_token(
                 assert tuple(tokenizer.pieces(kept)) == given
 
 
+NUM_CHANGED = {
+    "indirect objects": 1,
+    "greater than": 1,
+    "colored objects": 1,
+    "docstring": 2,
+    "multiple choice": 2,
+    "gendered pronoun": 1,
+    "subject-verb agreement": 1,
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), [e for e in EVERY if e[1] != "one digit"])
+def test_nothing_changes_but_what_decides_the_answer(name: str, variant: str) -> None:
+    for pair in prompts(name, NUM, variant=variant).pairs:
+        words = [re.findall(r"\w+", text) for text in (pair.clean, pair.corrupt)]
+        changed = sum(a != b for a, b in zip(*words, strict=True))
+        assert changed == NUM_CHANGED[name], pair
+
+
+def test_the_decade_of_the_first_year_is_neither_late_nor_early() -> None:
+    for pair in prompts("greater than", NUM, variant="one digit").pairs:
+        found = re.search(r"year \d\d(\d)\d", pair.clean)
+        assert found
+        assert {*pair.correct, *pair.wrong} == set("0123456789") - {found[1]}
+    for pair in prompts("greater than", NUM).pairs:
+        assert {*pair.correct, *pair.wrong} == {f"{n:02d}" for n in range(100)}
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_answers_are_balanced(name: str) -> None:
     found = prompts(name, NUM)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.core.circuit import Circuit, Provenance
-from patchclamp.core.errors import OptionError, TargetError
+from patchclamp.core.errors import OptionError, TargetError, nearest
 from patchclamp.core.findings import Json
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
@@ -118,6 +118,15 @@ class EdgeAttribution:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError("steps must be at least 1", got=str(self.steps))
+        for name, kinds in (("direction", Direction), ("path", Path), ("sign", Sign)):
+            value = getattr(self, name)
+            if value not in set(kinds):
+                raise OptionError(
+                    f"no {name} '{value}'",
+                    expected=f"one of {', '.join(kinds)}",
+                    nearest=nearest(str(value), kinds),
+                )
+            object.__setattr__(self, name, kinds(value))
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ put in another order. All metrics are differentiable in the output.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,30 +16,17 @@ from torch import Tensor
 
 from patchclamp.core.errors import DataError, TargetError
 from patchclamp.data.behaviours.pairs import MetricKind, TokenPairs, check_answers
+from patchclamp.engine.targets import Metric
 
 
-class Metric(Protocol):
-    """What sweeps and circuit methods ask of a metric.
-
-    `position` says at which position of the output (row, position, class) it is taken;
-    where it is set, `output` is (row, class), else the whole output of the network.
-    """
-
-    @property
-    def name(self) -> str:
-        """What it is called in records."""
-        ...
-
-    @property
-    def position(self) -> int | None:
-        """Where the output is read."""
-        ...
-
-    def __call__(
-        self, output: Float[Tensor, "row *output"], rows: Int[Tensor, "row"]
-    ) -> Float[Tensor, "row"]:
-        """The value of each output row; `rows` says which example it belongs to."""
-        ...
+__all__ = [
+    "KLDivergence",
+    "LogitDifference",
+    "LogitOf",
+    "Metric",
+    "ProbabilityDifference",
+    "metric_for",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
