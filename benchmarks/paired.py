@@ -106,14 +106,6 @@ def report(
         "missed": missed,
         "quality": dict(quality),
         "rounds": {name: len(times) for name, times in taken.items()},
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-        },
-        "versions": {n: version(n) for n in ("torch", "transformers", "numpy")},
-        "python": platform.python_version(),
     }
     print(f"{net.name}, {BATCH}x{LENGTH} tokens, CPU time, median")
     for name, times in taken.items():
@@ -124,13 +116,28 @@ def report(
         print(line)
     for name, value in quality.items():
         print(f"  {name:<42}{value:10.1e}")
+    write(file, data)
+    if check and missed:
+        sys.exit(f"bar missed: {', '.join(missed)}")
+
+
+def write(file: str, data: Mapping[str, object]) -> None:
+    """Write figures to `results/`, with what they were measured on."""
+    measured_on = {
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "versions": {n: version(n) for n in ("torch", "transformers", "numpy")},
+        "python": platform.python_version(),
+    }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{file}.json"
     fresh = path.with_suffix(".json.tmp")
-    fresh.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    fresh.write_text(json.dumps({**data, **measured_on}, indent=2) + "\n", encoding="utf-8")
     os.replace(fresh, path)
-    if check and missed:
-        sys.exit(f"bar missed: {', '.join(missed)}")
 
 
 def _processor() -> str:

@@ -170,8 +170,10 @@ def main() -> None:
         num = int(made.attrs["num_cells"]) - int(made.attrs["num_skipped"])
         cells[name] = num
         loops[name] = each * num
-        print(f"{name:<26}{taken[name]:8.3f} s{loops[name]:9.2f} s for {num} passes"
-              f"{loops[name] / taken[name]:7.1f} x   error {errors[name]:.1e}")
+        print(
+            f"{name:<26}{taken[name]:8.3f} s{loops[name]:9.2f} s for {num} passes"
+            f"{loops[name] / taken[name]:7.1f} x   error {errors[name]:.1e}"
+        )
     batches = {str(size): loop.batched(size) * 450 for size in (15, 30, 60)}
     print("batched:", batches)
     ratios = {

@@ -46,8 +46,8 @@ from patchclamp.model.tokens import Tokenizer
 if TYPE_CHECKING:
     import xarray
 
+    from patchclamp.engine.cells import Groups
     from patchclamp.store import Store
-    from patchclamp.sweeping import Groups
 
 Sites: TypeAlias = "str | Iterable[str]"
 Edits: TypeAlias = "Edit | Mapping[str, object] | Sequence[Edit | Mapping[str, object]]"

@@ -19,19 +19,18 @@ Sources: Vig et al. 2020 and Meng et al. 2022 (activation patching); Heimersheim
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
 from patchclamp.core.edit_kinds import KINDS, Mean, Patch, Resample
 from patchclamp.core.edits import Edit
 from patchclamp.core.errors import (
+    CaptureError,
     EngineError,
     InputError,
     OptionError,
@@ -41,6 +40,7 @@ from patchclamp.core.errors import (
 )
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.core.sites import Tap
+from patchclamp.engine.cells import OVER, Cell, Cutter, Groups, bytes_of, is_layered, layer_of
 from patchclamp.engine.changes import transforms
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.protocol import EngineName
@@ -53,15 +53,6 @@ if TYPE_CHECKING:
 
     from patchclamp.net import Net
 
-Groups: TypeAlias = "int | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]"
-"""How units are put together: a number of equal groups, or the members of each."""
-
-_STREAMS = {name: f"{name}.*" for name in ("resid_pre", "resid_mid", "resid_post")}
-_PARTS = {"attn_out": "attn.*.out", "mlp_out": "mlp.*.out"}
-_HEADS = {f"heads.{role}": f"attn.*.{role}" for role in ("z", "q", "k", "v", "pattern")}
-OVER = {**_STREAMS, **_PARTS, "heads": _HEADS["heads.z"], **_HEADS}
-"""What can be swept by name, and the sites that it means."""
-_SAME_AXIS = {"head": ("kv_head",), "position": ("query",), "unit": ("channel",)}
 DEFAULT_MEMORY = "2GB"
 _RUN_COST = 8
 """Rows of a forward pass that cost as much as one more run of the wavefront: the weights are
@@ -150,7 +141,7 @@ class Sweep:
             other=other,
             taps=taps,
             metric=as_metric(metric, positions=_has_positions(net)),
-            cutter=_Cutter(self.over, self.by, self.groups),
+            cutter=Cutter(self.over, self.by, self.groups),
             edit=self._edits(net, taps),
             skip=self.skip,
             memory=bound,
@@ -219,7 +210,7 @@ class Sweep:
             assert right is not None
             assert wrong is not None
             values = _normalised(values, right, wrong)
-        dims, shape, coords = job.cutter.labels(made.cells, layered=_is_layered(self.over))
+        dims, shape, coords = job.cutter.labels(made.cells, layered=is_layered(self.over))
         grid = values.double().numpy().reshape(*shape, -1)
         if self.per_example:
             dims = (*dims, "example")
@@ -243,19 +234,10 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """One edit: a site, which rows of its axes, and its names along the axes of the result."""
-
-    tap: Tap
-    where: Mapping[str, Sequence[int]]
-    names: tuple[object, ...]
-
-
-@dataclass(frozen=True)
 class _Made:
     """What a sweep found: values (cell, example), and the metric of both runs (example)."""
 
-    cells: Sequence[_Cell]
+    cells: Sequence[Cell]
     values: torch.Tensor
     base: torch.Tensor
     other: torch.Tensor | None
@@ -273,7 +255,7 @@ class _Job:
     other: Call | None
     taps: Sequence[Tap]
     metric: Metric
-    cutter: _Cutter
+    cutter: Cutter
     edit: Callable[[Tap], Edit] | None
     skip: bool
     memory: int
@@ -284,8 +266,11 @@ class _Job:
         """All cells together on the graph engine."""
         try:
             engine = self.net._engine(EngineName.GRAPH, self.base, self.taps)
-        except EngineError as e:
-            raise EngineError(f"{e.what}", hint="engine='hooks' runs one pass per cell") from e
+        except CaptureError as e:
+            raise EngineError(
+                f"{self.net.name} has no graph engine to sweep on: {e.what}",
+                hint="engine='hooks' runs one forward pass per cell",
+            ) from e
         assert isinstance(engine, GraphEngine)
         wave = Wavefront(engine, self.base)
         addresses = wave.order([tap.site.address for tap in self.taps])
@@ -346,25 +331,25 @@ class _Job:
         self.progress.finish()
         return _Made(cells, values, base, other, len(cells) - num, num, 0)
 
-    def _cells(self, value: Callable[[str], torch.Tensor]) -> list[_Cell]:
-        cells: list[_Cell] = []
+    def _cells(self, value: Callable[[str], torch.Tensor]) -> list[Cell]:
+        cells: list[Cell] = []
         for tap in self.taps:
             shape = tap.view.read(value(tap.site.address)).shape
             cells += self.cutter.cells(tap, tuple(shape))
         return cells
 
-    def _edit(self, cell: _Cell) -> Edit:
+    def _edit(self, cell: Cell) -> Edit:
         if self.edit is not None:
             return dataclasses.replace(self.edit(cell.tap), where=cell.where)
         source = cell.tap.view.read(self.sources[cell.tap.site.address])
         return Patch(site=cell.tap.label, values=source, where=cell.where)
 
-    def edited(self, cell: _Cell, raw: torch.Tensor) -> torch.Tensor:
+    def edited(self, cell: Cell, raw: torch.Tensor) -> torch.Tensor:
         """A site's raw value with the cell's edit."""
         change = transforms([(self._edit(cell), cell.tap)])
         return change[cell.tap.site.address](raw)
 
-    def _first(self, wave: Wavefront, cell: _Cell) -> int | None:
+    def _first(self, wave: Wavefront, cell: Cell) -> int | None:
         """The first position that the cell's edit may change; None if it changes nothing."""
         address = cell.tap.site.address
         if self.skip:
@@ -414,7 +399,7 @@ class _Runs:
         for start in range(0, len(members), width):
             yield members[start : start + width]
 
-    def run(self, cells: Sequence[_Cell], first: int) -> _Found:
+    def run(self, cells: Sequence[Cell], first: int) -> _Found:
         """The metric of these cells."""
         by_site: dict[str, list[int]] = {address: [] for address in self.addresses}
         for k, cell in enumerate(cells):
@@ -433,7 +418,7 @@ class _Runs:
         return _Found([k for ks in by_site.values() for k in ks], values)
 
     def _variants(
-        self, address: str, cells: Sequence[_Cell]
+        self, address: str, cells: Sequence[Cell]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         axis = self.wave.batch_axis(address)
 
@@ -466,10 +451,6 @@ def _together(
 # ---- what is swept ------------------------------------------------------------------
 
 
-def _is_layered(over: str | Iterable[str]) -> bool:
-    return isinstance(over, str) and over in OVER
-
-
 def _taps(net: Net, over: str | Iterable[str]) -> list[Tap]:
     if isinstance(over, str) and over in OVER:
         try:
@@ -479,7 +460,7 @@ def _taps(net: Net, over: str | Iterable[str]) -> list[Tap]:
                 f"{net.name} has no sites for over='{over}': {e.what}",
                 hint="sweep sites by address or glob; print(net.sites)",
             ) from e
-        return sorted(found, key=_layer)
+        return sorted(found, key=layer_of)
     try:
         found = net.taps(over)
     except SiteError as e:
@@ -495,113 +476,6 @@ def _taps(net: Net, over: str | Iterable[str]) -> list[Tap]:
     if without:
         raise SiteError(f"'{without[0]}' has no batch axis, so it cannot be edited by example")
     return found
-
-
-def _layer(tap: Tap) -> int:
-    number = re.search(r"\.(\d+)(\.|$)", tap.label)
-    return int(number[1]) if number else 0
-
-
-@dataclass(frozen=True)
-class _Cutter:
-    """How sites are cut into cells."""
-
-    over: str | Iterable[str]
-    by: Sequence[str] | None
-    groups: Groups | None
-
-    def axes(self, tap: Tap) -> tuple[str, ...]:
-        """The axes of a site that cells are cut along."""
-        if self.by is None:
-            wanted: Sequence[str] = ()
-            if isinstance(self.over, str) and (self.over in _STREAMS or self.over in _PARTS):
-                wanted = ("position",)
-            elif _is_layered(self.over):
-                wanted = ("head",)
-            elif tap.unit_axis is not None:
-                wanted = (tap.unit_axis,)
-        else:
-            wanted = (self.by,) if isinstance(self.by, str) else tuple(self.by)
-        return tuple(self._axis(tap, name) for name in wanted)
-
-    def _axis(self, tap: Tap, name: str) -> str:
-        for candidate in (name, *_SAME_AXIS.get(name, ())):
-            if candidate in tap.axes and candidate != BATCH:
-                return candidate
-        known = [a for a in tap.axes if a != BATCH]
-        raise OptionError(
-            f"site '{tap.label}' cannot be cut along '{name}'",
-            expected=f"axes among {', '.join(known)}",
-            nearest=nearest(name, known),
-        )
-
-    def cells(self, tap: Tap, shape: tuple[int, ...]) -> list[_Cell]:
-        """The cells of a site whose seen value has this shape."""
-        axes = self.axes(tap)
-        choices: list[list[tuple[object, list[int]]]] = []
-        for n, axis in enumerate(axes):
-            size = shape[tap.axes.index(axis)]
-            if self.groups is not None and n == len(axes) - 1:
-                choices.append(self._grouped(size, tap))
-            else:
-                choices.append([(i, [i]) for i in range(size)])
-        if self.groups is not None and not axes:
-            raise OptionError("groups need an axis to run along", hint='by=("unit",)')
-        return [
-            _Cell(
-                tap,
-                {axis: rows for axis, (_, rows) in zip(axes, chosen, strict=True)},
-                tuple(name for name, _ in chosen),
-            )
-            for chosen in itertools.product(*choices)
-        ]
-
-    def _grouped(self, size: int, tap: Tap) -> list[tuple[object, list[int]]]:
-        groups = self.groups
-        if isinstance(groups, int):
-            if not 1 <= groups <= size:
-                raise OptionError(
-                    f"'{tap.label}' cannot be put into {groups} groups",
-                    expected=f"1 to {size}",
-                )
-            parts = torch.arange(size).tensor_split(groups)
-            return [(n, part.tolist()) for n, part in enumerate(parts)]
-        assert groups is not None
-        named = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
-        made: list[tuple[object, list[int]]] = []
-        for name, members in named:
-            rows = [int(i) for i in members]
-            if not rows or min(rows) < 0 or max(rows) >= size:
-                raise OptionError(
-                    f"group '{name}' does not fit '{tap.label}'",
-                    got=str(rows[:8]),
-                    expected=f"at least one index from 0 to {size - 1}",
-                )
-            made.append((name, rows))
-        return made
-
-    def labels(
-        self, cells: Sequence[_Cell], *, layered: bool
-    ) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, object]]:
-        """Dimensions, shape and coordinates of the result."""
-        sites = list({cell.tap.label: cell.tap for cell in cells}.values())
-        grids = [[c.names for c in cells if c.tap.label == tap.label] for tap in sites]
-        axes = list(self.axes(sites[0]))
-        if self.groups is not None:
-            axes[-1] = "group"
-        first = "layer" if layered else "site"
-        names = [_layer(tap) if layered else tap.label for tap in sites]
-        alike = all(grid == grids[0] for grid in grids)
-        alike = alike and all(self.axes(tap) == self.axes(sites[0]) for tap in sites)
-        if alike:
-            each = [list(dict.fromkeys(n[i] for n in grids[0])) for i in range(len(axes))]
-            coords: dict[str, object] = {first: names}
-            coords.update(zip(axes, each, strict=True))
-            return (first, *axes), (len(sites), *(len(e) for e in each)), coords
-        flat: dict[str, object] = {"site": ("cell", [cell.tap.label for cell in cells])}
-        for i, axis in enumerate(axes):
-            flat[axis] = ("cell", [cell.names[i] for cell in cells])
-        return ("cell",), (len(cells),), flat
 
 
 # ---- inputs and numbers ----------------------------------------------------------------
@@ -685,21 +559,3 @@ def _normalised(values: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) 
             hint="check that the network does the task, or leave normalise out",
         )
     return (values - wrong) / gap
-
-
-def bytes_of(memory: int | str) -> int:
-    """A size in bytes, also from "500MB" or "2GiB".
-
-    Raises:
-        OptionError: it is no such size.
-    """
-    units = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
-    if match is None or isinstance(memory, bool):
-        raise OptionError("memory is a number of bytes", got=repr(memory), expected='such as "2GB"')
-    power = units[match[2].upper()]
-    scale = 1 if not match[2] else 2**power if match[3] else 1000 ** (power // 10)
-    size = int(float(match[1]) * scale)
-    if size < 1:
-        raise OptionError("memory must be at least one byte", got=repr(memory))
-    return size

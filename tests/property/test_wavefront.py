@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,12 +42,14 @@ class Drawn(nn.Module):
         return x
 
 
-KINDS = ("local", "causal", "past", "both", "mean")
-STACKS = [
-    *itertools.product(KINDS, repeat=2),
+STACKS = (
+    ("local", "causal"),
+    ("causal", "both"),
+    ("both", "past"),
+    ("past", "mean"),
     ("causal", "local", "past"),
-    ("local", "mean", "both"),
-]
+    ("local", "mean", "causal"),
+)
 _NETS: dict[tuple[str, ...], patchclamp.Net] = {}
 
 
@@ -61,7 +61,7 @@ def opened(kinds: tuple[str, ...]) -> patchclamp.Net:
     return _NETS[kinds]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_wavefront_equals_one_run_per_variant(data: st.DataObject) -> None:
     kinds = data.draw(st.sampled_from(STACKS))
@@ -93,7 +93,7 @@ def test_any_wavefront_equals_one_run_per_variant(data: st.DataObject) -> None:
     expected = []
     with torch.no_grad():
         for address in wave.order(sites):
-            for one in made[address].split(num):
+            for one in made[address].split(num) if counts[address] else ():
                 raw, _ = net.graph.run(call, transforms={address: lambda _, one=one: one})
                 expected.append(principal(raw))
     if not expected:

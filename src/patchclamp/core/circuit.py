@@ -189,9 +189,8 @@ class Circuit:
 
     def nodes(self) -> list[Node]:
         """Nodes that a kept edge touches, in the order of the forward pass."""
-        writes, reads = self.kept.any(0), self.kept.any(1)
-        touched = [w for w, on in zip(self.writers, writes, strict=True) if on]
-        touched += [r.node for r, on in zip(self.readers, reads, strict=True) if on]
+        touched = [self.writers[i] for i in np.flatnonzero(self.kept.any(axis=0))]
+        touched += [self.readers[i].node for i in np.flatnonzero(self.kept.any(axis=1))]
         return list(dict.fromkeys(touched))
 
     def with_kept(self, kept: np.ndarray) -> Circuit:

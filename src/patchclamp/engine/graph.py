@@ -171,12 +171,12 @@ class GraphEngine:
         result = pytree.tree_unflatten(leaves, self.capture.graph.out_spec) if output else None
         return result, dict(zip(record, values, strict=True))
 
-    def value(self, call: Call, node: Node) -> torch.Tensor:
-        """The value of a node, which need not be a site."""
+    def values(self, call: Call, nodes: Sequence[Node]) -> list[torch.Tensor]:
+        """Values of nodes of the captured graph, which need not be sites."""
         with torch.no_grad():
-            program = compile_request(self.capture.graph, [node], [], output=False)
+            program = compile_request(self.capture.graph, list(nodes), [], output=False)
             constants = [self.constant(n) for n in program.constants]
-            return program.program(call.tensors(), constants, [])[0][0]
+            return program.program(call.tensors(), constants, [])[0]
 
     def compiled(
         self, record: tuple[str, ...], transformed: tuple[str, ...], *, output: bool

@@ -117,9 +117,9 @@ def mixing(
     """Operators that mix rows, and the values with rows that edits reach in them."""
     for node in scope.order:
         edited = _edited(scope, layout, node)
-        if edited and not is_alias(node) and rules[node].mixes:
-            if all(layout.has_rows(x) for x in edited):
-                yield node, edited
+        mixes = bool(edited) and not is_alias(node) and rules[node].mixes
+        if mixes and all(layout.has_rows(x) for x in edited):
+            yield node, edited
 
 
 def find_rows(
@@ -425,6 +425,7 @@ class Plan:
     output: Filled
     num_slots: int
     keeps_output: bool
+    _bytes: dict[tuple[Rows, Rows, Rows], int] = field(default_factory=dict, repr=False)
 
     def bytes_per_variant(self, layout: Layout, rows: tuple[Rows, Rows, Rows]) -> int:
         """Memory that one variant takes at most, if it is there from the first step on.
@@ -432,7 +433,11 @@ class Plan:
         Views count as copies, and every operator is granted as much again as its result for
         what it holds while it works, so that this errs on the large side.
         """
+        if rows not in self._bytes:
+            self._bytes[rows] = self._peak(layout, rows)
+        return self._bytes[rows]
 
+    def _peak(self, layout: Layout, rows: tuple[Rows, Rows, Rows]) -> int:
         def size(node: Node, take: Take) -> int:
             width = node.dtype.itemsize if node.dtype is not None else _WIDEST
             return layout.numel(node, 1, rows[take].size) * width

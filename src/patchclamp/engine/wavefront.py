@@ -69,6 +69,7 @@ class _Known:
     kinds: dict[object, Rule] = field(default_factory=dict)
     scopes: dict[object, Scope] = field(default_factory=dict)
     plans: dict[object, Plan] = field(default_factory=dict)
+    required: dict[object, set[Node]] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,7 +94,6 @@ class Wavefront:
     _filling: dict[Node, object] = field(init=False, repr=False)
     _causal: dict[tuple[Node, int], bool] = field(init=False, repr=False)
     _plans: dict[object, Plan] = field(init=False, repr=False)
-    _ready: set[object] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         problem = self.engine.serves(self.call)
@@ -122,7 +122,6 @@ class Wavefront:
             self.engine.planned[key] = known
         self._known, self._layout = known, known.layout
         self._values, self._filling, self._causal, self._plans = {}, {}, {}, {}
-        self._ready = set()
 
     @property
     def num_examples(self) -> int:
@@ -262,20 +261,19 @@ class Wavefront:
 
     def _prepare(self, key: object, scope: Scope) -> None:
         """Rules of all operators and values of the baseline that a scope needs."""
-        if key in self._ready:
-            return
-        self._ready.add(key)
-        asked = [
-            n
-            for n in scope.order
-            if n.kind is Kind.OP
-            and n in scope.needed
-            and any(scope.reach[x] for x in self._layout.sources(n))
-        ]
-        if any(n not in self._known.rules for n in asked) or not self._required(scope) <= {
-            *self._values
-        }:
+        required = self._known.required.get(key)
+        if required is None:
+            asked = [
+                n
+                for n in scope.order
+                if n.kind is Kind.OP
+                and n in scope.needed
+                and any(scope.reach[x] for x in self._layout.sources(n))
+            ]
             self._learn(asked, {*scope.sites, scope.output}, scope)
+            self._known.required[key] = self._required(scope)
+        elif not required <= self._values.keys():
+            self._learn([], required)
 
     def _learn(self, asked: Sequence[Node], wanted: set[Node], scope: Scope | None = None) -> None:
         """Run the baseline once; find the rules of operators, keep the values that are needed."""

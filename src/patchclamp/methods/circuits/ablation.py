@@ -18,7 +18,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from patchclamp.core.errors import OptionError
+from patchclamp.core.errors import OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
 from patchclamp.methods.circuits.contrast import Batch, Contrast
@@ -51,6 +51,9 @@ class References:
     fixed: tuple[Tensor, ...] = ()
     spread: tuple[Tensor, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", _known(self.kind))
 
     def of(self, wiring: Wiring, batch: Batch) -> list[Tensor]:
         """References for the rows of a batch, which is run on its clean inputs."""
@@ -85,9 +88,7 @@ def references(
         OptionError: unknown kind, a positional mean over rows of several lengths, or
             `optimal`, which is learned for a circuit by `OptimalAblation`.
     """
-    if kind not in set(Ablation):
-        raise OptionError(f"no ablation '{kind}'", expected=", ".join(Ablation))
-    kind = Ablation(kind)
+    kind = _known(kind)
     if kind is Ablation.OPTIMAL:
         raise OptionError(
             "optimal constants are learned for one circuit", hint="OptimalAblation().fit(...)"
@@ -104,6 +105,16 @@ def references(
     if kind is Ablation.ZERO:
         means = [torch.zeros_like(m) for m in means]
     return References(kind=kind, fixed=tuple(m.to(dtype) for m in means))
+
+
+def _known(kind: str) -> Ablation:
+    if kind not in set(Ablation):
+        raise OptionError(
+            f"no ablation '{kind}'",
+            expected=f"one of {', '.join(Ablation)}",
+            nearest=nearest(kind, Ablation),
+        )
+    return Ablation(kind)
 
 
 def _moments(

@@ -161,7 +161,7 @@ class EdgeAttribution:
                 self._add(wiring, batch, total)
                 progress.advance(batch.num_rows)
         progress.finish()
-        if not total.edges.any():
+        if not total.squares.any():  # signed effects may also cancel, which is an answer
             raise TargetError(
                 f"the metric '{contrasts[0].metric.name}' has exactly zero gradient at every "
                 "point, so first-order scores say nothing",

@@ -22,7 +22,9 @@ from torch import Tensor
 from patchclamp.core.circuit import Circuit, Edge
 from patchclamp.core.errors import EngineError, OptionError
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.engine.targets import measured
+from patchclamp.engine.ir import Kind, Node
+from patchclamp.engine.streams import projection
+from patchclamp.engine.targets import Metric, measured
 from patchclamp.engine.wavefront import Wavefront
 from patchclamp.methods.circuits.ablation import Ablation, References
 from patchclamp.methods.circuits.contrast import Batch, Contrast
@@ -95,7 +97,7 @@ class ExactEdges:
         contrasts = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
         if edges is None:
             index = [(int(r), int(w)) for r, w in np.argwhere(wiring.possible)]
-            edges = [_edge(wiring, *i) for i in index]
+            edges = [wiring.edge(*i) for i in index]
         else:
             index = [index_of(wiring, e) for e in edges]
         references = references or References(kind=Ablation.RESAMPLE)
@@ -132,35 +134,44 @@ class ExactEdges:
         progress: Progress,
     ) -> tuple[Tensor, Tensor]:
         """Effects (edge, row) of one batch in one direction, and the metric without any."""
-        values = wiring.record(batch.clean).values
+        recorded = wiring.record(batch.clean)
         held = references.of(wiring, batch)
-        differences = [(h - v).expand_as(v) for h, v in zip(held, values, strict=True)]
-        base = _base(wiring, batch)
+        differences = [(h - v).expand_as(v) for h, v in zip(held, recorded.values, strict=True)]
+        with torch.no_grad():
+            base = measured(batch.metric, recorded.output, batch.rows)
         effects = base.new_zeros(len(index), batch.num_rows)
         place = {edge: k for k, edge in enumerate(index)}
         wave = Wavefront(wiring.engine, batch.clean)
+        few = _few_classes(wiring, batch.metric)
         step = max(1, self.max_rows // batch.num_rows)
         for group in wiring.variants(batch.clean, differences, index):
             for start in range(0, len(group.edges), step):
                 edges = group.edges[start : start + step]
-                rows = _rows(wave, batch, group, edges)
+                rows = _rows(wave, batch, group, edges, few)
                 effects[[place[e] for e in edges]] = rows - base
                 progress.advance(rows.numel())
         return effects, base
 
 
 def _rows(
-    wave: Wavefront, batch: Batch, group: EdgeVariants, edges: Sequence[tuple[int, int]]
+    wave: Wavefront,
+    batch: Batch,
+    group: EdgeVariants,
+    edges: Sequence[tuple[int, int]],
+    few: FewClasses | None,
 ) -> Tensor:
     """The metric with each of the edges cut, (edge, row)."""
     metric, num = batch.metric, len(edges)
     output = wave.run(
         {group.address: lambda value: group.make(value, edges)},
+        output=None if few is None else few.address,
         first_row=group.first_row if wave.length else 0,
         position=metric.position,
     )
-    rows = batch.rows.repeat(num)
     with torch.no_grad():
+        if few is not None:
+            output = few.logits(output)
+        rows = batch.rows.repeat(num)
         if metric.position is None:
             found = measured(metric, output, rows)
         else:  # only that position was computed
@@ -168,14 +179,54 @@ def _rows(
     return found.reshape(num, batch.num_rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FewClasses:
+    """The last projection for the classes that a metric reads, which may be few of many.
+
+    Attributes:
+        address: what the projection is applied to.
+        classes: that are computed; the others are 0.
+        weight, bias: of these classes.
+        num_classes: of the output.
+    """
+
+    address: str
+    classes: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    num_classes: int
+
+    def logits(self, data: Tensor) -> Tensor:
+        """(row, ..., width) to (row, ..., class)."""
+        made = data.new_zeros(*data.shape[:-1], self.num_classes)
+        made[..., self.classes] = torch.nn.functional.linear(data, self.weight, self.bias)
+        return made
+
+
+def _few_classes(wiring: Wiring, metric: Metric) -> FewClasses | None:
+    """Where the metric says which classes it reads, and a projection makes the output."""
+    classes = getattr(metric, "reads", None)
+    node = wiring.engine.capture.graph.outputs[0]
+    while isinstance(node, Node) and node.kind is Kind.TAG:
+        node = node.args[0]
+    made = projection(node) if isinstance(node, Node) else None
+    if not isinstance(classes, Tensor) or made is None or not made.data.address:
+        return None
+    weight = wiring.engine.constant(made.weight).detach()
+    weight = weight if made.transposed else weight.T
+    bias = None if made.bias is None else wiring.engine.constant(made.bias).detach()
+    return FewClasses(
+        address=made.data.address,
+        classes=classes,
+        weight=weight[classes],
+        bias=None if bias is None else bias[classes],
+        num_classes=weight.shape[0],
+    )
+
+
 def _base(wiring: Wiring, batch: Batch) -> Tensor:
     with torch.no_grad():
         return measured(batch.metric, wiring.record(batch.clean).output, batch.rows)
-
-
-def _edge(wiring: Wiring, reader: int, writer: int) -> Edge:
-    read = wiring.readers[reader]
-    return Edge(wiring.writers[writer], read.node, read.slot)
 
 
 def verified(circuit: Circuit, effects: Effects) -> Circuit:

@@ -33,7 +33,7 @@ from patchclamp.model.inputs import Call, principal
 from patchclamp.net import Net
 
 INPUT = ":input"
-_PROBES = 3
+_PROBES = 4  # pairs of opposite signs, so that every rectifier is open in one of them
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,12 +220,23 @@ class LayerWiring(Wiring):
         return value.mean(others, keepdim=True) if others else value
 
     def run(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Tensor:
+        output, _ = self._ran(self.mask.graph, call, extra=self._masks(references, cut))
+        return output
+
+    def record_cut(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Recording:
+        with torch.no_grad():
+            output, values = self._ran(
+                self.mask.graph, call, extra=self._masks(references, cut), record=self.mask.data
+            )
+        return Recording(values=tuple(values), output=output)
+
+    def _masks(self, references: Sequence[Tensor], cut: Tensor) -> list[Tensor]:
+        """Reference and mask of every layer in turn."""
         extra: list[Tensor] = []
         for i, layer in enumerate(self.layers):
             rows = slice(self.first_reader[i], self.first_reader[i] + layer.num_out)
             extra += [references[i], cut[:, rows][:, :, self.groups[i]]]
-        output, _ = self._ran(self.mask.graph, call, extra=extra)
-        return output
+        return extra
 
 
 def _own_name(layer: Layer) -> str:
@@ -238,7 +249,7 @@ def _origins(
 ) -> list[list[tuple[Node, ...]]]:
     """For every layer and input unit, the earlier units that it is made of."""
     graph, call = engine.capture.graph, net.example
-    generator = torch.Generator().manual_seed(0)
+    generator, sign = torch.Generator(), 1
     inputs = [
         n for n in graph.nodes if n.kind is Kind.INPUT and n.dtype and n.dtype.is_floating_point
     ]
@@ -247,7 +258,8 @@ def _origins(
 
     def set_random(node: Value) -> Callable[[Tensor], Tensor]:
         def put(x: Tensor) -> Tensor:
-            caught[node] = torch.randn(x.shape, generator=generator, dtype=x.dtype).requires_grad_()
+            drawn = sign * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            caught[node] = drawn.requires_grad_()
             return caught[node].clone()
 
         return put
@@ -255,8 +267,10 @@ def _origins(
     program = compile_request(graph, [layer.data for layer in layers], places, output=False)
     constants = [engine.constant(n) for n in program.constants]
     found: list[list[set[Node]]] = [[set() for _ in range(layer.num_in)] for layer in layers]
-    for _ in range(_PROBES):
+    for probe in range(_PROBES):
         caught.clear()
+        sign = 1 - 2 * (probe % 2)
+        generator.manual_seed(probe // 2)
         with torch.enable_grad():
             values, _ = program.program(call.tensors(), constants, [set_random(n) for n in places])
             for k, layer in enumerate(layers):

@@ -71,13 +71,15 @@ def connected(wiring: Wiring, kept: Bool[np.ndarray, "R W"]) -> Bool[np.ndarray,
     The others change nothing where references are the values of another whole run: a writer
     all of whose inputs are cut writes its reference anyway.
     """
-    rooted = ~wiring.feeds.any(0)
-    ends = ~wiring.feeds.any(1)
+    rooted = ~np.any(wiring.feeds, axis=0, keepdims=True)
+    ends = ~np.any(wiring.feeds, axis=1, keepdims=True)
     kept = kept & wiring.possible
     while True:
-        alive = rooted | (kept.any(1)[:, None] & wiring.feeds).any(0)
-        heard = ends | (kept.any(0)[None] & wiring.feeds).any(1)
-        fewer = kept & alive[None] & heard[:, None]
+        informed = np.any(kept, axis=1, keepdims=True)
+        used = np.any(kept, axis=0, keepdims=True)
+        alive = rooted | np.any(informed & wiring.feeds, axis=0, keepdims=True)
+        heard = ends | np.any(used & wiring.feeds, axis=1, keepdims=True)
+        fewer = kept & alive & heard
         if (fewer == kept).all():
             return kept
         kept = fewer

@@ -18,7 +18,6 @@ from patchclamp.core.errors import DataError, TargetError
 from patchclamp.data.behaviours.pairs import MetricKind, TokenPairs, check_answers
 from patchclamp.engine.targets import Metric
 
-
 __all__ = [
     "KLDivergence",
     "LogitDifference",
@@ -48,6 +47,13 @@ class LogitDifference:
 
     def __post_init__(self) -> None:
         check_answers(self.correct, self.wrong, self.name)
+
+    @property
+    def reads(self) -> Int[Tensor, "class"]:
+        """The classes of the output that make a difference to it."""
+        named: Tensor = torch.cat([self.correct.flatten(), self.wrong.flatten()]).unique()
+        kept: Tensor = named[named >= 0]
+        return kept
 
     def __call__(
         self, output: Float[Tensor, "row class"], rows: Int[Tensor, "row"]

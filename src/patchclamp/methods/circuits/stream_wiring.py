@@ -6,6 +6,7 @@ D width, R readers, W writers, X position and width together.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -186,14 +187,13 @@ class StreamWiring(Wiring):
     def variants(
         self, call: Call, differences: Sequence[Tensor], edges: Sequence[tuple[int, int]]
     ) -> Iterator[EdgeVariants]:
-        num_rows = self.record(call).output.shape[0]
-        d_BWX = self._written(differences, num_rows)
-        for i, read in enumerate(self.streams.reads):
-            first = self.first_reader[i]
-            mine = [e for e in edges if first <= e[0] < first + read.num_slots]
-            if not mine:
-                continue
-            entry = self.engine.value(call, read.entry)
+        d_BWX = self._written(differences, max(d.shape[0] for d in differences))
+        by_read: dict[int, list[tuple[int, int]]] = {}
+        for edge in edges:
+            by_read.setdefault(bisect_right(self.first_reader, edge[0]) - 1, []).append(edge)
+        entries = self.engine.values(call, [self.streams.reads[i].entry for i in by_read])
+        for (i, mine), entry in zip(by_read.items(), entries, strict=True):
+            read, first = self.streams.reads[i], self.first_reader[i]
             for gate in gates(self.streams, read):
                 of_gate = [e for e in mine if e[0] - first in gate.slots]
                 if of_gate:
@@ -223,12 +223,24 @@ class StreamWiring(Wiring):
         return value.mean(1 if self.streams.sources[source].attention is None else 2, keepdim=True)
 
     def run(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Tensor:
+        raw, _ = self.mask.run(call, extra=[*references, *self._masks(cut)])
+        return principal(raw)
+
+    def record_cut(self, call: Call, references: Sequence[Tensor], cut: Tensor) -> Recording:
+        with torch.no_grad():
+            raw, values = self.mask.run(
+                call, extra=[*references, *self._masks(cut)], record=self.mask.values
+            )
+        output = principal(raw)
+        return Recording(values=tuple(self._batched(values, output.shape[0])), output=output)
+
+    def _masks(self, cut: Tensor) -> list[Tensor]:
+        """What of `cut` belongs to every read."""
         masks = []
         for i, read in enumerate(self.streams.reads):
             rows = slice(self.first_reader[i], self.first_reader[i] + read.num_slots)
             masks.append(cut[:, rows][:, :, self._columns(read)])
-        raw, _ = self.mask.run(call, extra=[*references, *masks])
-        return principal(raw)
+        return masks
 
 
 def _first_row(d_BWX: Tensor, edges: Sequence[tuple[int, int]], entry: Tensor) -> int:

@@ -99,6 +99,11 @@ class Wiring(ABC):
     feeds: Bool[np.ndarray, "R W"]
     roots: tuple[int, ...]
 
+    def edge(self, reader: int, writer: int) -> Edge:
+        """The edge at these indices."""
+        read = self.readers[reader]
+        return Edge(self.writers[writer], read.node, read.slot)
+
     @abstractmethod
     def record(self, call: Call) -> Recording:
         """Values of all sources, and the output."""
@@ -148,6 +153,12 @@ class Wiring(ABC):
             references: a value for every source, (B, ...) or broadcasting to it.
             cut: 1 where the reference is seen; its batch may be 1.
         """
+
+    @abstractmethod
+    def record_cut(
+        self, call: Call, references: Sequence[Tensor], cut: Float[Tensor, "B R W"]
+    ) -> Recording:
+        """As `run`, with what every source writes then."""
 
 
 def wire(net: Net, kind: str = "auto", example: object = None) -> Wiring:
