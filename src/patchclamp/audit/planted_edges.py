@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from patchclamp.core.document import Cell, Column, Table
 from patchclamp.core.findings import Evidence, Finding, Null, Record, Verdict
 from patchclamp.methods.circuits.contrast import Contrast, contrast
 from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
@@ -62,6 +63,13 @@ class Recovered:
     control: float
     model_hash: str
     data_hash: str
+
+
+def kind_of(net: Net) -> Kind | None:
+    """The kind that a network is of; None where it cannot be captured."""
+    if net.capture_error() is not None:
+        return None
+    return Kind.STREAM if net.graph.attention else Kind.LAYERS
 
 
 def passed(trials: tuple[Recovered, ...]) -> bool:
@@ -117,6 +125,31 @@ def finding(trials: tuple[Recovered, ...]) -> Finding:
     )
 
 
+def table(trials: tuple[Recovered, ...]) -> Table:
+    """What was planted, and how well it was found."""
+    rows: list[tuple[Cell, ...]] = [
+        (t.name, t.description, t.num_true, t.num_edges, t.found, t.control) for t in trials
+    ]
+    return Table(
+        title="Edges of planted circuits",
+        columns=(
+            Column(name="network", title="Network", role="address"),
+            Column(name="computes", title="Computes"),
+            Column(name="true", title="True edges", role="number"),
+            Column(name="edges", title="of edges", role="number"),
+            Column(name="auroc", title="AUROC", role="number", help="1: all true edges on top"),
+            Column(
+                name="control",
+                title="with random weights",
+                role="number",
+                help="0.5: chance; the true edges mean nothing there",
+            ),
+        ),
+        rows=tuple(rows),
+        note=f"By {METHOD} with its default options, against the edges that matter when patched.",
+    )
+
+
 @cache
 def recovered(kind: Kind) -> tuple[Recovered, ...]:
     """Run the method on planted circuits of this kind; the same every time, so measured once."""
@@ -157,7 +190,9 @@ def _trial(planted: PlantedCircuit, kind: Kind) -> Recovered:
 def _auroc(wiring: Wiring, pairs: Contrast, planted: PlantedCircuit) -> float:
     circuit = EdgeAttribution().run(wiring, pairs).circuit
     true = planted.edges(Truth.ACTIVE)
-    is_true = np.array([circuit.edge(int(r), int(w)) in true for r, w in np.argwhere(circuit.possible)])
+    is_true = np.array(
+        [circuit.edge(int(r), int(w)) in true for r, w in np.argwhere(circuit.possible)]
+    )
     return auroc(np.abs(circuit.scores[circuit.possible]), is_true)
 
 

@@ -17,6 +17,7 @@ from patchclamp.cli.terminal import message
 
 COMMANDS = (
     ("audit", "audit", "Measure a trained network's insides and write one page."),
+    ("circuit", "circuit", "Find the circuit of a behaviour and check it."),
     ("record", "record", "Stream activations of a dataset into a store on disk."),
     ("sites", "sites", "Print the addresses that can be recorded and edited."),
     ("report", "report", "Draw the page of an audit again from its findings."),
@@ -27,6 +28,15 @@ COMMANDS = (
     ("version", "catalogues", "Print the version."),
 )
 """Name, module (whose function has the command's name) and one line of help."""
+
+CIRCUITS = (
+    ("tasks", "circuits", "List the behaviours that circuits are found for."),
+    ("heads", "circuits", "Say what each attention head does."),
+    ("reproduce", "circuits", "Find a circuit again from its record and compare."),
+    ("compare", "circuits", "Say what two circuits share, against chance."),
+    ("diff", "circuits", "Say which heads two checkpoints gained and lost."),
+)
+"""Commands under `patchclamp circuits`, in the same form."""
 
 EPILOGUE = (
     "Exit codes: 0 clean, 1 findings, 2 wrong call, 3 failure. "
@@ -53,7 +63,22 @@ def build() -> App:
     for number, (name, module, line) in enumerate(COMMANDS):
         function = name.replace("-", "_")
         app.command(f"patchclamp.cli.{module}:{function}", name=name, help=line, sort_key=number)
+    app.command(_circuits())
     return app
+
+
+def _circuits() -> App:
+    """The commands around circuits, likewise by import path."""
+    group = App(
+        name="circuits",
+        help="Behaviours, heads, and circuits reproduced and compared.",
+        group_commands=Group.create_ordered("Commands"),
+        sort_key=[name for name, _, _ in COMMANDS].index("circuit") + 0.5,
+        help_format="plaintext",
+    )
+    for number, (name, module, line) in enumerate(CIRCUITS):
+        group.command(f"patchclamp.cli.{module}:{name}", name=name, help=line, sort_key=number)
+    return group
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +104,7 @@ def main() -> None:
 
 def _failed(error: BaseException, tokens: Sequence[str]) -> int:
     """Say what went wrong; returns the exit code."""
-    failure = describe(error, tokens, [name for name, _, _ in COMMANDS])
+    failure = describe(error, tokens, [*(name for name, _, _ in COMMANDS), "circuits"])
     try:
         sys.stdout.flush()
     except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -102,17 +101,17 @@ def circuit(
     outputs = Outputs(out=out, svg=svg, page=page, mib=mib).checked()
 
     import patchclamp
+    from patchclamp.methods.circuits import edge_attribution as first_order
     from patchclamp.methods.circuits.ablation import Ablation
     from patchclamp.methods.circuits.behaviour import performs
-    from patchclamp.methods.circuits.edge_attribution import Direction, EdgeAttribution, Path, Sign
     from patchclamp.methods.circuits.search import CircuitSearch
 
     search = CircuitSearch(
-        attribution=EdgeAttribution(
-            direction=Direction(direction),
-            path=Path(path),
+        attribution=first_order.EdgeAttribution(
+            direction=first_order.Direction(direction),
+            path=first_order.Path(path),
             steps=steps,
-            sign=Sign(sign),
+            sign=first_order.Sign(sign),
             batch_size=batch_size,
         ),
         level=level,
@@ -130,7 +129,7 @@ def circuit(
             return _absent(performance, as_json)
         progress.note(f"{net.name} does '{made.name}' on {performance.accuracy:.0%} of the prompts")
         found = search.run(net, made, progress=progress)
-        outputs.write(net, made, search, found, progress)
+        outputs.write(net, made, search, found, asked.command(model, search), progress)
     if as_json:
         files = {kind: str(place) for kind, place in outputs.named}
         terminal.data_json({**summary.found_json(found, level), "files": files})
@@ -182,6 +181,29 @@ class Asked:
             if self.pairs is not None and value is not None:
                 raise OptionError(f"{option} is for tasks that are drawn, not for --pairs")
         return self
+
+    def command(self, model: str, search: CircuitSearch) -> str:
+        """The command line that finds the same circuit."""
+        given: dict[str, object] = {
+            "--task": self.task,
+            "--variant": self.variant,
+            "--pairs": self.pairs,
+            "--num": self.num,
+            "--held-out": self.held_out,
+            "--seed": self.seed,
+            "--level": search.level,
+            "--ablation": search.ablation,
+            "--direction": search.attribution.direction,
+            "--path": search.attribution.path,
+            "--steps": search.attribution.steps,
+            "--sign": search.attribution.sign,
+            "--verify": search.verify,
+            "--batch-size": search.batch_size,
+        }
+        words = [str(w) for o, v in given.items() if v is not None for w in (o, v)]
+        return shlex.join(
+            ["patchclamp", "circuit", model, *words, *(["--force"] if search.force else [])]
+        )
 
     def of(self, net: Net) -> Task:
         """The pairs, for this network.
@@ -244,7 +266,13 @@ class Outputs:
         return self
 
     def write(
-        self, net: Net, task: Task, search: CircuitSearch, found: Found, progress: Progress
+        self,
+        net: Net,
+        task: Task,
+        search: CircuitSearch,
+        found: Found,
+        command: str,
+        progress: Progress,
     ) -> None:
         """Every file, the circuit itself first."""
         from patchclamp.report import write_page
@@ -254,14 +282,12 @@ class Outputs:
         write_whole(self.out, found.circuit.to_json().encode())
         if self.svg is not None:
             scores = dict(zip(found.wiring.writers, found.scores.nodes.tolist(), strict=True))
-            drawn = circuit_svg(
-                found.circuit, title=f"{net.name}: {task.name}", node_scores=scores
-            )
+            drawn = circuit_svg(found.circuit, title=f"{net.name}: {task.name}", node_scores=scores)
             write_whole(self.svg, drawn.encode())
         if self.mib is not None:
             write_whole(self.mib, _in_mib_form(net, found).encode())
         if self.page is not None:
-            write_page(_document(net, task, search, found, progress), self.page)
+            write_page(_document(net, task, search, found, command, progress), self.page)
 
 
 def _in_mib_form(net: Net, found: Found) -> str:
@@ -275,12 +301,18 @@ def _in_mib_form(net: Net, found: Found) -> str:
 
 
 def _document(
-    net: Net, task: Task, search: CircuitSearch, found: Found, progress: Progress
+    net: Net,
+    task: Task,
+    search: CircuitSearch,
+    found: Found,
+    command: str,
+    progress: Progress,
 ) -> Document:
     """A page of one section, the one that an audit has too."""
     import datetime
 
     from patchclamp.audit.circuit_parts import weigh
+    from patchclamp.audit.context import versions
     from patchclamp.audit.sections.circuit import circuit_section
     from patchclamp.core.document import Document, Facts
     from patchclamp.methods.circuits.ablation import references
@@ -311,7 +343,7 @@ def _document(
         subtitle=f"a circuit of {found.circuit.num_edges:,} edges, {net.num_parameters:,} "
         "parameters in the network",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["patchclamp", *sys.argv[1:]]),
+        command=command,
         header=Facts(
             title="What was explained",
             items=(
@@ -323,5 +355,5 @@ def _document(
             ),
         ),
         sections=(section,),
-        versions=dict(record.versions),
+        versions=versions(),
     )

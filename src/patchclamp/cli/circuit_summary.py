@@ -22,6 +22,9 @@ LEVELS = (0.8, 0.95, 0.99)
 EDGES_SHOWN, NODES_SHOWN = 20, 12
 """Rows and names of the summary; JSON has all."""
 
+ROUNDING = 1e-6
+"""Numbers below it are what single precision leaves of nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -234,8 +237,10 @@ def _number(value: float | None) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Three decimals are what such numbers are worth; smaller ones keep their size."""
-    return round(value, 3) if abs(value) >= 0.001 else value
+    """Three decimals are what such numbers are worth; small ones keep their size, down to noise."""
+    if abs(value) >= 0.001:
+        return round(value, 3)
+    return value if abs(value) >= ROUNDING else 0.0
 
 
 def _span(interval: Interval) -> str:

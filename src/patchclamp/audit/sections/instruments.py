@@ -1,8 +1,9 @@
-"""Whether the unit methods find what is planted, and nothing where nothing is.
+"""Whether the methods find what is planted, and nothing where nothing is.
 
 Every audit runs its own methods on a small network whose every unit is known
-(`patchclamp.truth.planted_units`) and on negative controls, so that the page says
-what its instruments are worth beside what they showed.
+(`patchclamp.truth.planted_units`), on planted circuits (`patchclamp.audit.planted_edges`) and on
+negative controls, so that the page says what its instruments are worth beside what they
+showed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from patchclamp.audit import planted_edges
 from patchclamp.audit.context import Context
 from patchclamp.audit.intake import intake
+from patchclamp.audit.planted_edges import Recovered
 from patchclamp.core.document import Column, Section, Table
 from patchclamp.core.findings import Evidence, Finding, Null, Record, Verdict
 from patchclamp.data.dataset import Dataset
@@ -76,7 +79,7 @@ class Trial:
 
 
 def instruments(ctx: Context) -> Section:
-    """The unit methods on planted truth and on controls."""
+    """The methods on planted truth and on controls."""
     data = planted_data(_ROWS, separation=_SEPARATION, seed=ctx.seed)
     planted = _observed(PlantedUnits(), data)
     trials = [
@@ -85,12 +88,14 @@ def instruments(ctx: Context) -> Section:
         _selectivity(ctx, data),
         _ablation(data),
     ]
+    edges = _edges(ctx)
     return Section(
         id="instruments",
         title="Are the instruments right?",
         summary=f"The methods of this page, run on a network of {_PLAN.num_units} units that was "
         "built by hand, so that it is known which of them are dead, dense, redundant, selective or "
-        "needed; and on controls where nothing is.",
+        "needed; and on controls where nothing is."
+        + (" The circuit method, on networks whose circuit was planted." if edges else ""),
         blocks=(
             Table(
                 title="Planted and found",
@@ -116,9 +121,22 @@ def instruments(ctx: Context) -> Section:
                     for t in trials
                 ),
             ),
+            *([planted_edges.table(edges)] if edges else []),
         ),
-        findings=tuple(ctx.signed(_finding(t, data)) for t in trials),
+        findings=tuple(
+            ctx.signed(f)
+            for f in (
+                *(_finding(t, data) for t in trials),
+                *([planted_edges.finding(edges)] if edges else []),
+            )
+        ),
     )
+
+
+def _edges(ctx: Context) -> tuple[Recovered, ...]:
+    """The circuit method on planted circuits; nothing where no circuit will be looked for."""
+    kind = planted_edges.kind_of(ctx.net)
+    return () if kind is None else planted_edges.recovered(kind)
 
 
 def _finding(t: Trial, data: Dataset) -> Finding:

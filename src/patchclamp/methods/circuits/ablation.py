@@ -129,20 +129,20 @@ def _moments(
         for batch in contrast.batches(batch_size):
             num += batch.num_rows
             for i, x in enumerate(wiring.record(batch.corrupt).values):
-                x = x.double()
+                first, second = x.double(), x.double() ** 2
                 if kind is not Ablation.POSITIONAL_MEAN:
-                    x = wiring.position_means(i, x)
+                    first, second = (wiring.position_means(i, y) for y in (first, second))
                 if len(sums) <= i:
-                    sums.append(torch.zeros_like(x[:1]))
-                    squares.append(torch.zeros_like(x[:1]))
-                if sums[i].shape[1:] != x.shape[1:]:
+                    sums.append(torch.zeros_like(first[:1]))
+                    squares.append(torch.zeros_like(first[:1]))
+                if sums[i].shape[1:] != first.shape[1:]:
                     raise OptionError(
                         "a positional mean needs rows of one length",
-                        got=f"shapes {tuple(sums[i].shape[1:])} and {tuple(x.shape[1:])}",
+                        got=f"shapes {tuple(sums[i].shape[1:])} and {tuple(first.shape[1:])}",
                         hint="use ablation='mean' or 'resample'",
                     )
-                sums[i] += x.sum(0, keepdim=True)
-                squares[i] += (x**2).sum(0, keepdim=True)
+                sums[i] += first.sum(0, keepdim=True)
+                squares[i] += second.sum(0, keepdim=True)
     return sums, squares, float(num)
 
 

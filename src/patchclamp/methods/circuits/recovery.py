@@ -9,6 +9,11 @@ Where few of many edges are true, average precision says more. Edges and nodes a
 apart, and every figure says which truth it is against: "structural" (the construction
 uses the edge) or "active" (patching this edge alone moves the metric).
 
+Anatomy alone tells something: values carry more than queries, and the embedding reaches
+everything, in random networks too. So there is also an AUROC among likes: over pairs of a
+true edge and another one from the same site to the same site and slot, which differ in
+units and heads only. Scores that know nothing of the circuit are at 0.5 there.
+
 Sources: Fawcett 2006 (AUROC by ranks); Su, Yuan & Zhu 2015 (average precision).
 
 Shape suffixes: D draws of the bootstrap, G distinct scores.
@@ -16,7 +21,7 @@ Shape suffixes: D draws of the bootstrap, G distinct scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,7 +51,9 @@ class Recovery:
         truth: "structural" or "active".
         auroc, average_precision: see the module; 0.5 and `num_true / num` are chance.
         auroc_interval, average_precision_interval: over what is possible.
+        auroc_among_likes: see the module; None where no true one has a like that is not.
         num_true, num: how many are true, and possible.
+        num_like_pairs: pairs that `auroc_among_likes` is about.
     """
 
     part: Part
@@ -55,8 +62,10 @@ class Recovery:
     auroc_interval: Interval
     average_precision: float
     average_precision_interval: Interval
+    auroc_among_likes: float | None
     num_true: int
     num: int
+    num_like_pairs: int
 
 
 def edge_recovery(
@@ -83,7 +92,13 @@ def edge_recovery(
         is_true[reader, writer] = True
     on = circuit.possible
     return recovery(
-        np.abs(circuit.scores[on]), is_true[on], Part.EDGES, truth, num_draws=num_draws, seed=seed
+        np.abs(circuit.scores[on]),
+        is_true[on],
+        Part.EDGES,
+        truth,
+        kinds=_kinds(circuit)[on],
+        num_draws=num_draws,
+        seed=seed,
     )
 
 
@@ -122,8 +137,15 @@ def node_recovery(
             nearest=nearest(str(node), [str(w) for w in read]),
         )
     is_true = np.array([w in wanted for w in circuit.writers])
+    sites = _numbered([w.site for w in circuit.writers])
     return recovery(
-        np.abs(nodes[on]), is_true[on], Part.NODES, truth, num_draws=num_draws, seed=seed
+        np.abs(nodes[on]),
+        is_true[on],
+        Part.NODES,
+        truth,
+        kinds=sites[on],
+        num_draws=num_draws,
+        seed=seed,
     )
 
 
@@ -133,10 +155,14 @@ def recovery(
     part: Part,
     truth: str,
     *,
+    kinds: Int[np.ndarray, "E"] | None = None,
     num_draws: int = 1000,
     seed: int = 0,
 ) -> Recovery:
     """Both figures, with intervals from a bootstrap that draws what is true and what is not apart.
+
+    Args:
+        kinds: those of one kind are likes; None: all are.
 
     Randomness: the bootstrap, from `seed`. Cost: draws x distinct scores.
 
@@ -153,6 +179,9 @@ def recovery(
     num_true, num_false = int(yes_G.sum()), int(no_G.sum())
     yes_DG = generator.multinomial(num_true, yes_G / num_true, num_draws)
     no_DG = generator.multinomial(num_false, no_G / num_false, num_draws)
+    likes, num_pairs = _among_likes(
+        scores, is_true, np.zeros(len(scores)) if kinds is None else kinds
+    )
     method = f"bootstrap over {num_true} true and {num_false} other {part}, {num_draws} draws"
     return Recovery(
         part=part,
@@ -161,8 +190,10 @@ def recovery(
         auroc_interval=_interval(_auroc(yes_DG, no_DG), method),
         average_precision=float(_average_precision(yes_G, no_G)),
         average_precision_interval=_interval(_average_precision(yes_DG, no_DG), method),
+        auroc_among_likes=likes,
         num_true=num_true,
         num=num_true + num_false,
+        num_like_pairs=num_pairs,
     )
 
 
@@ -206,6 +237,34 @@ def _counts(
     values, place = np.unique(scores, return_inverse=True)
     yes = np.bincount(place[is_true], minlength=values.size)
     return yes, np.bincount(place[~is_true], minlength=values.size)
+
+
+def _among_likes(
+    scores: np.ndarray, is_true: np.ndarray, kinds: np.ndarray
+) -> tuple[float | None, int]:
+    """AUROC over pairs of one kind, and how many there are."""
+    won, num = 0.0, 0
+    for kind in np.unique(kinds):
+        mine = kinds == kind
+        num_true = int(is_true[mine].sum())
+        pairs = num_true * (int(mine.sum()) - num_true)
+        if pairs:
+            won += pairs * auroc(scores[mine], is_true[mine])
+            num += pairs
+    return (won / num if num else None), num
+
+
+def _kinds(circuit: Circuit) -> Int[np.ndarray, "R W"]:
+    """A number for every pair of sites, and slot, that an edge may go between."""
+    writers = _numbered([w.site for w in circuit.writers])
+    readers = _numbered([f"{r.slot} {r.node.site}" for r in circuit.readers])
+    kinds: np.ndarray = readers[:, None] * len(circuit.writers) + writers
+    return kinds
+
+
+def _numbered(names: Sequence[str]) -> Int[np.ndarray, "_"]:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
 
 def _auroc(yes: np.ndarray, no: np.ndarray) -> np.ndarray:

@@ -1,0 +1,210 @@
+"""The circuit that tells two classes apart, for networks that take no text.
+
+Clean is an input of one class, corrupt one of another, both classified correctly; the
+metric is the difference of the two logits. The steps are those of
+`patchclamp.methods.circuits.search`, which takes prompts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchclamp.core.circuit import Circuit, Reader
+from patchclamp.core.errors import DataError
+from patchclamp.core.findings import Json
+from patchclamp.core.progress import Progress
+from patchclamp.methods.circuits.ablation import references
+from patchclamp.methods.circuits.behaviour import LEAST_PAIRS, Performance
+from patchclamp.methods.circuits.contrast import Contrast, contrast
+from patchclamp.methods.circuits.evaluation import Evaluation, parts
+from patchclamp.methods.circuits.exact_edges import Effects, ExactEdges
+from patchclamp.methods.circuits.masks import connected
+from patchclamp.methods.circuits.metrics import LogitDifference
+from patchclamp.methods.circuits.search import CircuitSearch, Found
+from patchclamp.methods.circuits.wiring import Wiring
+from patchclamp.methods.material import Material
+from patchclamp.methods.statistics import bootstrap_mean, wilson
+from patchclamp.net import Net
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassPairs:
+    """Inputs of one class beside inputs of another.
+
+    Attributes:
+        name: "3 or 8", in the data's own names.
+        train, held_out: contrasts of rows that share no input.
+        performance: of the network on all rows of the two classes.
+    """
+
+    name: str
+    train: Contrast
+    held_out: Contrast
+    performance: Performance
+
+
+def class_pairs(net: Net, material: Material, logits: Tensor, *, num: int, seed: int) -> ClassPairs:
+    """Pairs of the two classes of which most rows are classified correctly.
+
+    Args:
+        logits: of all rows of the material, (row, class).
+        num: most pairs to find the circuit with, and as many to check it.
+
+    Randomness: which input stands beside which, from `seed`.
+    Raises: DataError where there are too few correct rows of two classes.
+    """
+    labels = material.labels
+    if labels is None:
+        raise DataError("the data has no labels, and so no classes to tell apart")
+    right = logits.argmax(1) == labels
+    counts = torch.bincount(labels[right], minlength=logits.shape[1])
+    order = counts.argsort(descending=True, stable=True)
+    first, second = sorted(order[:2].tolist())
+    each = min(2 * num, int(counts[second]), int(counts[first]))
+    if each < 2 * LEAST_PAIRS:
+        raise DataError(
+            "too few rows are classified correctly to pair two classes",
+            got=f"{each} of each",
+            expected=f"at least {2 * LEAST_PAIRS}",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in (first, second):
+        index = ((labels == label) & right).nonzero()[:, 0]
+        rows.append(index[torch.randperm(index.numel(), generator=generator)][:each])
+    name = f"{_name(material, first)} or {_name(material, second)}"
+    halves = []
+    for half in (slice(0, each // 2), slice(each // 2, each)):
+        clean, corrupt = (material.rows(net, index[half]).call for index in rows)
+        pairs = rows[0][half].numel()
+        metric = LogitDifference(
+            correct=torch.full((pairs, 1), first),
+            wrong=torch.full((pairs, 1), second),
+            position=None,
+            name=f"logit of {_name(material, first)} less that of {_name(material, second)}",
+        )
+        halves.append(contrast(net, clean, corrupt, metric, name=name))
+    return ClassPairs(
+        name=name,
+        train=halves[0],
+        held_out=halves[1],
+        performance=_performance(net, logits, labels, (first, second), halves[1], rows),
+    )
+
+
+def _name(material: Material, label: int) -> str:
+    names = material.class_names
+    return names[label] if label < len(names) else f"class {label}"
+
+
+def _performance(
+    net: Net,
+    logits: Tensor,
+    labels: Tensor,
+    classes: tuple[int, int],
+    held_out: Contrast,
+    rows: Sequence[Tensor],
+) -> Performance:
+    """Accuracy over all rows of the two classes, right or wrong; metric over the held-out pairs."""
+    either = (labels == classes[0]) | (labels == classes[1])
+    hits, num = int((logits.argmax(1) == labels)[either].sum()), int(either.sum())
+    half = rows[0].numel() // 2
+    clean, corrupt = (
+        (logits[index[half:], classes[0]] - logits[index[half:], classes[1]]).double()
+        for index in rows
+    )
+    return Performance(
+        name=held_out.name,
+        model=net.name,
+        metric=held_out.metric.name,
+        num=num,
+        clean=float(clean.mean()),
+        clean_interval=bootstrap_mean(clean, seed=0),
+        corrupt=float(corrupt.mean()),
+        corrupt_interval=bootstrap_mean(corrupt, seed=0),
+        contrast=float((clean - corrupt).mean()),
+        contrast_interval=bootstrap_mean(clean - corrupt, seed=0),
+        accuracy=hits / num,
+        accuracy_interval=wilson(hits, num),
+        chance=1 / logits.shape[1],
+    )
+
+
+def explain(
+    wiring: Wiring, pairs: ClassPairs, search: CircuitSearch, *, progress: Progress
+) -> Found:
+    """Score, keep, check: the steps of `CircuitSearch` on pairs of inputs."""
+    train, held_out = [pairs.train], [pairs.held_out]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = search.attribution.run(wiring, train, progress=progress)
+    noted = [*(str(w.message) for w in caught), *scores.caveats]
+    held = references(wiring, train, search.ablation, batch_size=search.batch_size)
+    evaluation = Evaluation(
+        fractions=search.fractions,
+        num_random=search.num_random,
+        batch_size=search.batch_size,
+        seed=search.seed,
+    )
+    curve = evaluation.run(wiring, train, scores.circuit, held, progress=progress)
+    point = curve.size_at(search.level)
+    if point is None:
+        noted.append(f"no measured size stays at a faithfulness of {search.level:g}")
+    kept = scores.circuit.top(scores.circuit.num_possible if point is None else point.num_edges)
+    circuit = _recorded(kept.with_kept(connected(wiring, kept.kept)), pairs, search)
+    exact = ExactEdges(batch_size=search.batch_size)
+    effects = exact.run(wiring, train, circuit.top(search.verify).edges(), held, progress=progress)
+    return Found(
+        circuit=circuit,
+        wiring=wiring,
+        performance=pairs.performance,
+        scores=scores,
+        effects=effects,
+        agreement=agreement(circuit, effects),
+        train=curve,
+        held_out=evaluation.run(wiring, held_out, circuit, held, progress=progress),
+        parts=parts(
+            wiring,
+            held_out,
+            circuit,
+            held,
+            max_edges=search.max_parts,
+            batch_size=search.batch_size,
+        ),
+        nodes=tuple(circuit.nodes()),
+        warnings=tuple(dict.fromkeys(noted)),
+    )
+
+
+def _recorded(circuit: Circuit, pairs: ClassPairs, search: CircuitSearch) -> Circuit:
+    options: dict[str, Json] = {
+        "num": pairs.train.num_rows,
+        "num_held_out": pairs.held_out.num_rows,
+        "held_out_hash": pairs.held_out.data_hash,
+        "attribution": dict(circuit.record.options),
+        "level": search.level,
+        "fractions": list(search.fractions),
+        "batch_size": search.batch_size,
+        "search_seed": search.seed,
+    }
+    record = replace(circuit.record, ablation=search.ablation, seed=search.seed, options=options)
+    return replace(circuit, record=record)
+
+
+def agreement(circuit: Circuit, effects: Effects) -> float:
+    """Spearman's rank correlation of first-order scores and exact sizes; 0 for fewer than three."""
+    if len(effects.edges) < 3:
+        return 0.0
+    row = {r: i for i, r in enumerate(circuit.readers)}
+    column = {w: i for i, w in enumerate(circuit.writers)}
+    first = [
+        abs(circuit.scores[row[Reader(e.reader, e.slot)], column[e.writer]]) for e in effects.edges
+    ]
+    ranks = [np.argsort(np.argsort(x)) for x in (np.array(first), effects.sizes.numpy())]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
