@@ -152,7 +152,7 @@ def main() -> None:
         "summary": summaries,
         "default_below_1_active": worst.drop("seconds").to_dicts(),
     }
-    write("circuit_recovery.json", data)
+    write("circuit_recovery", data)
     if check and any(bar["missed"] for bar in bars.values()):
         sys.exit("bar missed")
 

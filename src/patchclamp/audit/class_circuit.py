@@ -177,7 +177,6 @@ def explain(
             max_edges=search.max_parts,
             batch_size=search.batch_size,
         ),
-        nodes=tuple(circuit.nodes()),
         warnings=tuple(dict.fromkeys(noted)),
     )
 

@@ -33,6 +33,9 @@ SAME_SCORE = 1e-3
 RECORDED = ("model", "model_hash", "task", "metric", "ablation", "direction", "sign")
 """What a record says that makes two circuits differ for other reasons than the networks."""
 
+CHOSEN = ("variant", "level")
+"""The same of the record's options."""
+
 
 def tasks(*, as_json: AsJson = False) -> None:
     """List the behaviours that circuits are found for.
@@ -361,6 +364,8 @@ def _overlap(row: dict[str, object]) -> tuple[str, ...]:
 def _records_that_differ(first: Circuit, second: Circuit) -> dict[str, list[str]]:
     """Fields in which overlap may come from how the circuits were found."""
     pairs = {name: [str(getattr(c.record, name)) for c in (first, second)] for name in RECORDED}
+    for name in CHOSEN:
+        pairs[name] = [str(c.record.options.get(name) or "as usual") for c in (first, second)]
     return {name: both for name, both in pairs.items() if both[0] != both[1]}
 
 

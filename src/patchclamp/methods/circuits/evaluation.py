@@ -42,13 +42,15 @@ class Point:
     """One size.
 
     Attributes:
-        share: of all edges.
-        num_edges: kept; num_connected: of those, on a way from the input to the output.
+        share: of all edges (or writers).
+        size: edges (or writers) that were chosen.
+        num_edges: edges kept; num_connected: of those, on a way from the input to the output.
         faithfulness, interval: over examples.
         random_low, random_mean, random_high: faithfulness of random circuits of this size.
     """
 
     share: float
+    size: int
     num_edges: int
     num_connected: int
     faithfulness: float
@@ -122,12 +124,66 @@ class Evaluation:
         progress: Progress = SILENT,
     ) -> Faithfulness:
         """The curve of the circuit's scores, largest first; its own mask is not used."""
-        contrasts = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
-        references = references or References(kind=Ablation.RESAMPLE)
-        sizes = [max(1, round(f * circuit.num_possible)) for f in sorted(self.fractions)]
+        sizes = self._sizes(circuit.num_possible)
         kept = [circuit.top(size).kept for size in sizes]
         chance = [mask for size in sizes for mask in self._random(circuit, size)]
-        masks = [np.zeros_like(circuit.possible), circuit.possible, *kept, *chance]
+        return self._measured(
+            wiring, contrasts, references, sizes, circuit.num_possible, kept, chance, progress
+        )
+
+    def run_nodes(
+        self,
+        wiring: Wiring,
+        contrasts: Contrast | Sequence[Contrast],
+        scores: Float[np.ndarray, "W"],
+        references: References | None = None,
+        *,
+        progress: Progress = SILENT,
+    ) -> Faithfulness:
+        """The curve of whole writers: all edges of those with the largest scores are kept.
+
+        Sizes and shares count writers. Roots (embeddings) are kept always and do not count.
+        """
+        rooted = ~np.any(wiring.feeds, axis=0)
+        others = np.flatnonzero(~rooted)
+        sizes = self._sizes(len(others))
+        order = others[np.argsort(-np.abs(scores[others]), kind="stable")]
+        generator = np.random.default_rng(self.seed)
+
+        def mask(writers: np.ndarray) -> np.ndarray:
+            on = rooted.copy()
+            on[writers] = True
+            made: np.ndarray = wiring.possible & on[None]
+            return made
+
+        kept = [mask(order[:size]) for size in sizes]
+        chance = [
+            mask(generator.permutation(others)[:size])
+            for size in sizes
+            for _ in range(self.num_random)
+        ]
+        return self._measured(
+            wiring, contrasts, references, sizes, len(others), kept, chance, progress
+        )
+
+    def _sizes(self, total: int) -> list[int]:
+        return sorted({max(1, round(f * total)) for f in self.fractions})
+
+    def _measured(
+        self,
+        wiring: Wiring,
+        contrasts: Contrast | Sequence[Contrast],
+        references: References | None,
+        sizes: Sequence[int],
+        total: int,
+        kept: Sequence[np.ndarray],
+        chance: Sequence[np.ndarray],
+        progress: Progress,
+    ) -> Faithfulness:
+        """Run nothing, everything, the circuits and the random ones."""
+        contrasts = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
+        references = references or References(kind=Ablation.RESAMPLE)
+        masks = [np.zeros_like(wiring.possible), wiring.possible, *kept, *chance]
         num = len(masks) * sum(-(-c.num_rows // self.batch_size) for c in contrasts)
         progress.start("faithfulness", num, "runs")
         rows = metric_rows(
@@ -142,8 +198,9 @@ class Evaluation:
             random = scale[start : start + self.num_random]
             points.append(
                 Point(
-                    share=size / circuit.num_possible,
-                    num_edges=size,
+                    share=size / total,
+                    size=size,
+                    num_edges=int(kept[i].sum()),
                     num_connected=int(connected(wiring, kept[i]).sum()),
                     faithfulness=float(scale[i]),
                     interval=self.interval(values[i], nothing, whole),

@@ -24,7 +24,7 @@ from patchclamp.core.errors import EngineError, OptionError
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.ir import Kind, Node
 from patchclamp.engine.streams import projection
-from patchclamp.engine.targets import Metric, measured
+from patchclamp.engine.targets import Metric, measured, measured_there
 from patchclamp.engine.wavefront import Wavefront
 from patchclamp.methods.circuits.ablation import Ablation, References
 from patchclamp.methods.circuits.contrast import Batch, Contrast
@@ -162,20 +162,20 @@ def _rows(
 ) -> Tensor:
     """The metric with each of the edges cut, (edge, row)."""
     metric, num = batch.metric, len(edges)
+    address = None if few is None else few.address
+    # a network of fixed length has no positions that can be told apart: all are computed
+    one = metric.position is not None and wave.has_rows(address)
     output = wave.run(
         {group.address: lambda value: group.make(value, edges)},
-        output=None if few is None else few.address,
+        output=address,
         first_row=group.first_row if wave.length else 0,
-        position=metric.position,
+        position=metric.position if one else None,
     )
     with torch.no_grad():
         if few is not None:
             output = few.logits(output)
         rows = batch.rows.repeat(num)
-        if metric.position is None:
-            found = measured(metric, output, rows)
-        else:  # only that position was computed
-            found = metric(output, rows)
+        found = (measured_there if one else measured)(metric, output, rows)
     return found.reshape(num, batch.num_rows)
 
 

@@ -151,7 +151,7 @@ class Found:
         agreement: rank correlation of the two over those edges.
         train, held_out: faithfulness over sizes.
         parts: completeness and minimality on the held-out pairs.
-        nodes: writers and readers of the kept edges that are connected.
+        by_node: faithfulness over how many whole writers are kept, on the held-out pairs.
     """
 
     circuit: Circuit
@@ -163,8 +163,13 @@ class Found:
     train: Faithfulness
     held_out: Faithfulness
     parts: Parts
-    nodes: tuple[Node, ...]
-    warnings: tuple[str, ...] = field(default=())
+    by_node: Faithfulness | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Nodes that a kept edge touches."""
+        return tuple(self.circuit.nodes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,7 @@ class CircuitSearch:
                 performance.require()
             noted.append(performance.objection)
         wiring = wire(net)
+        noted += wiring.notes
         train = contrasts_of(net, task.train)
         held_out = contrasts_of(net, task.held_out)
         with warnings.catch_warnings(record=True) as caught:
@@ -249,7 +255,7 @@ class CircuitSearch:
                 batch_size=self.batch_size,
                 progress=progress,
             ),
-            nodes=tuple(circuit.nodes()),
+            by_node=evaluation.run_nodes(wiring, held_out, scores.nodes, held, progress=progress),
             warnings=tuple(noted),
         )
 

@@ -20,7 +20,7 @@ from patchclamp.core.errors import TargetError
 from patchclamp.engine.gates import Gate, gates
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.rewiring import Rewired, fanned, heads_back, heads_first, masked, written
-from patchclamp.engine.streams import Read, Streams
+from patchclamp.engine.streams import Read, Streams, projection
 from patchclamp.engine.targets import Metric, measured
 from patchclamp.methods.circuits.wiring import EdgeVariants, Recording, Slopes, Wiring
 from patchclamp.model.inputs import Call, principal
@@ -74,6 +74,7 @@ class StreamWiring(Wiring):
             roots=tuple(i for i in range(len(streams.sources)) if i not in fed),
             first_writer=tuple(first_writer),
             first_reader=tuple(first_reader),
+            notes=_notes(streams),
             fan=fanned(engine, streams),
             mask=masked(engine, streams),
         )
@@ -241,6 +242,21 @@ class StreamWiring(Wiring):
             rows = slice(self.first_reader[i], self.first_reader[i] + read.num_slots)
             masks.append(cut[:, rows][:, :, self._columns(read)])
         return masks
+
+
+def _notes(streams: Streams) -> tuple[str, ...]:
+    """Norms that come after a sum."""
+    norms = [
+        read.site
+        for read in streams.reads
+        if read.feeds and not read.slots and not any(projection(n) for n in read.region)
+    ]
+    if not norms:
+        return ()
+    return (
+        f"in this network norms come after the sums ('{norms[0]}' and {len(norms) - 1} more): they "
+        "are nodes of their own, through which every edge between layers goes",
+    )
 
 
 def _first_row(d_BWX: Tensor, edges: Sequence[tuple[int, int]], entry: Tensor) -> int:

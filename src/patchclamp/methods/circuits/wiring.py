@@ -89,6 +89,7 @@ class Wiring(ABC):
         possible: edges that exist.
         feeds: which writers a reader's node is; a reader of the output feeds none.
         roots: sources that no reader feeds (embeddings, the input).
+        notes: what a reader of a circuit of this network should know.
     """
 
     net: Net
@@ -98,6 +99,7 @@ class Wiring(ABC):
     possible: Bool[np.ndarray, "R W"]
     feeds: Bool[np.ndarray, "R W"]
     roots: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def edge(self, reader: int, writer: int) -> Edge:
         """The edge at these indices."""
