@@ -144,7 +144,7 @@ def explain(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = search.attribution.run(wiring, train, progress=progress)
-    noted = [*(str(w.message) for w in caught), *scores.caveats]
+    noted = [*wiring.notes, *(str(w.message) for w in caught), *scores.caveats]
     held = references(wiring, train, search.ablation, batch_size=search.batch_size)
     evaluation = Evaluation(
         fractions=search.fractions,

@@ -85,7 +85,7 @@ def audit(
 
 
 def _sections(ctx: Context) -> tuple[Section, ...]:
-    """Cheap sections first, then the circuit; ablation takes what is left; then in reading order."""
+    """Cheap ones first, then the circuit; ablation takes what is left. In reading order."""
     made: dict[str, Section] = {}
     for make in (performance, units, engines, instruments, anatomy, circuits, ablation):
         started = time.process_time()

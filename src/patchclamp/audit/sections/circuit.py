@@ -25,6 +25,7 @@ from patchclamp.report.text import number
 _LEVELS = (0.8, 0.95, 0.99)
 _MAX_DRAWN = 60
 _MAX_LISTED = 200
+_CLAIMED = 3
 _CARRIES = {
     "resample": "their value on the corrupt input of the pair",
     "mean": "their mean over the corrupt inputs",
@@ -68,7 +69,7 @@ def circuit_section(
         blocks.append(warned)
     if tried:
         blocks.append(behaviours(tried))
-    blocks += [diagram, page.sizes(), page.size_table(), page.edges()]
+    blocks += [diagram, page.sizes(), *page.losses(), page.size_table(), page.edges()]
     return Section(
         id="circuit",
         title=f"The circuit of {found.circuit.record.task}",
@@ -155,7 +156,7 @@ class _Page:
             f"({_percent(c.num_edges / c.num_possible)}) keep "
             f"{self.point.faithfulness:.0%} of it on {held.num_examples} pairs that were not used "
             f"to find them; without them the rest of the network keeps "
-            f"{self.found.parts.complement:.0%}."
+            f"{_shown(self.found.parts.complement, 2):.0%}."
         )
 
     def facts(self) -> Facts:
@@ -179,15 +180,16 @@ class _Page:
                 f"{self.circuit.num_edges:,} of {self.circuit.num_possible:,} kept, between "
                 f"{len(self.found.nodes):,} nodes",
             ),
-            ("faithfulness on held-out pairs", number(self.found.parts.faithfulness)),
+            ("faithfulness on held-out pairs", number(_shown(self.found.parts.faithfulness))),
             (
                 "completeness: faithfulness of all edges but these",
-                number(self.found.parts.complement),
+                number(_shown(self.found.parts.complement)),
             ),
             *(
                 (f"edges for {level:.0%} on held-out pairs", self._size(held, level))
                 for level in _LEVELS
             ),
+            *self._writers(),
             (
                 "CPR, area under faithfulness over size",
                 f"{number(held.cpr)} held out, {number(train.cpr)} found on",
@@ -211,6 +213,19 @@ class _Page:
         if point is None:
             return "no measured size"
         return f"{point.num_edges:,} ({_percent(point.share)})"
+
+    def _writers(self) -> list[tuple[str, str]]:
+        """How many whole writers are needed, where that was measured: nodes apart from edges."""
+        curve = self.found.by_node
+        if curve is None:
+            return []
+        point = curve.size_at(self.level)
+        text = (
+            "no measured number"
+            if point is None
+            else f"{point.size:,} ({_percent(point.share)}), all their edges kept"
+        )
+        return [(f"whole writers for {self.level:.0%} on held-out pairs", text)]
 
     def warnings(self) -> Facts | None:
         said = list(self.found.warnings)
@@ -244,15 +259,36 @@ class _Page:
         return Bars(
             title="Faithfulness over size, on held-out pairs",
             labels=tuple(f"{p.num_edges:,} edges ({_percent(p.share)})" for p in points),
-            values=tuple(p.faithfulness for p in points),
+            values=tuple(_shown(p.faithfulness) for p in points),
             unit="faithfulness",
-            low=tuple(p.interval.low for p in points),
-            high=tuple(p.interval.high for p in points),
-            null_low=tuple(p.random_low for p in points),
-            null_high=tuple(p.random_high for p in points),
+            low=tuple(_shown(p.interval.low) for p in points),
+            high=tuple(_shown(p.interval.high) for p in points),
+            null_low=tuple(_shown(p.random_low) for p in points),
+            null_high=tuple(_shown(p.random_high) for p in points),
             note="0: all edges cut. 1: the whole network. Whiskers: 95% interval over pairs. "
             f"Shaded: {self.search.num_random} random circuits of the same size.",
         )
+
+    def losses(self) -> list[Bars]:
+        """What is lost without each of the largest edges, where that was measured."""
+        if self.weighed is None or self.point is None:
+            return []
+        parts, num = self.weighed.losses, len(self.weighed.losses)
+        return [
+            Bars(
+                title="What is lost without one edge",
+                labels=tuple(str(edge) for edge in parts),
+                values=tuple(_shown(part.value) for part in parts.values()),
+                unit="fall of faithfulness",
+                low=tuple(_shown(part.interval.low) for part in parts.values()),
+                high=tuple(_shown(part.interval.high) for part in parts.values()),
+                null_low=(0.0,) * num,
+                null_high=(_shown(max(self.weighed.random_additions)),) * num,
+                note="The circuit with one more edge cut, on held-out pairs; largest score first. "
+                "Shaded: the change when a random edge from outside is put in. The losses need "
+                "not add up to 1: edges can stand in for each other, or do nothing alone.",
+            )
+        ]
 
     def size_table(self) -> Table:
         trained = {p.num_edges: p for p in self.found.train.points}
@@ -261,13 +297,13 @@ class _Page:
                 p.num_edges,
                 p.share,
                 p.num_connected,
-                trained[p.num_edges].faithfulness if p.num_edges in trained else None,
-                p.faithfulness,
-                p.interval.low,
-                p.interval.high,
-                p.random_low,
-                p.random_mean,
-                p.random_high,
+                _shown(trained[p.num_edges].faithfulness) if p.num_edges in trained else None,
+                _shown(p.faithfulness),
+                _shown(p.interval.low),
+                _shown(p.interval.high),
+                _shown(p.random_low),
+                _shown(p.random_mean),
+                _shown(p.random_high),
             )
             for p in _distinct(self.found.held_out.points)
         ]
@@ -309,9 +345,9 @@ class _Page:
                     str(edge.writer),
                     str(read),
                     float(score),
-                    noise,
-                    denoise,
-                    losses.get(edge),
+                    _shown(noise),
+                    _shown(denoise),
+                    None if edge not in losses else _shown(losses[edge]),
                     self._kept(edge),
                 )
             )
@@ -365,7 +401,10 @@ class _Page:
         found = [self._faithful()]
         if self.weighed is not None and self.point is not None:
             found.append(self._complete(self.weighed))
-            found += [self._needed(self.weighed, e) for e in self.weighed.losses]
+            # The parts without which most is lost; the bars show all that were measured.
+            losses = self.weighed.losses
+            worst = sorted(losses, key=lambda e: -losses[e].value)[:_CLAIMED]
+            found += [self._needed(self.weighed, e) for e in worst]
         return found
 
     def _faithful(self) -> Finding:
@@ -457,8 +496,8 @@ class _Page:
             },
             "fall of faithfulness",
             (
-                f"among the {len(weighed.losses)} edges of the circuit with the largest scores; "
-                "not corrected for that choice",
+                f"among the {_CLAIMED} of the {len(weighed.losses)} edges with the largest scores "
+                "without which most is lost; not corrected for that choice",
             ),
         )
 
@@ -536,6 +575,11 @@ def _range(kind: str, values: Sequence[float]) -> Null:
         high=max(values),
         num=len(values),
     )
+
+
+def _shown(value: float, digits: int = 6) -> float:
+    """Without the rounding noise of single precision, and without a minus before a zero."""
+    return round(value, digits) + 0.0
 
 
 def _percent(share: float) -> str:

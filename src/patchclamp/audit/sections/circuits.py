@@ -67,7 +67,7 @@ class Plan:
 
     def seconds(self, masked: float, gradient: float) -> float:
         """Estimated time, from that of one pair in a masked run and in a run with gradients."""
-        runs = 2 * (2 + len(self.fractions) * (1 + self.num_random))
+        runs = 3 * (2 + len(self.fractions) * (1 + self.num_random))  # twice edges, once nodes
         runs += 4 + (4 + self.num_edges + 2 * self.num_random)
         # an exact edge is run in both directions, and costs half a run in the mean
         return self.pairs * (masked * (runs + self.verify) + gradient * 7)
@@ -80,6 +80,14 @@ PLANS = (
     Plan(pairs=8, fractions=(0.005, 0.02, 0.05, 0.1, 0.2), num_random=2, verify=8, num_edges=4),
 )
 """Largest first; the first that fits is taken."""
+_DENSE = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
+LAYER_PLANS = tuple(
+    replace(plan, fractions=fractions)
+    for plan, fractions in zip(
+        PLANS, (_DENSE, _DENSE[::2], (0.1, 0.2, 0.3, 0.5, 0.75)), strict=True
+    )
+)
+"""Without a residual stream few edges connect nothing, so that sizes begin higher."""
 
 
 def circuits(ctx: Context) -> Section | None:
@@ -122,7 +130,8 @@ def _of_behaviour(ctx: Context) -> Section | None:
             num_held_out=PLANS[0].pairs,
             seed=ctx.seed,
         )
-        plan = _affordable(ctx, wiring, contrasts_of(ctx.net, task.train)[0], performance.name)
+        pairs = contrasts_of(ctx.net, task.train)[0]
+        plan = _affordable(ctx, wiring, pairs, performance.name, PLANS)
         if plan is not None:
             return _explained(ctx, wiring, performance.name, plan, tried)
     return Section(
@@ -193,7 +202,7 @@ def _of_classes(ctx: Context) -> Section | None:
     logits = plain_output(net, material, batch_size=64)
     wiring = wire(net)
     pairs = class_pairs(net, material, logits, num=PLANS[0].pairs, seed=ctx.seed)
-    plan = _affordable(ctx, wiring, pairs.train, pairs.name)
+    plan = _affordable(ctx, wiring, pairs.train, pairs.name, PLANS if layers else LAYER_PLANS)
     if plan is None:
         return None
     if plan.pairs < pairs.train.num_rows:
@@ -236,7 +245,9 @@ def _section(
     return replace(section, findings=tuple(ctx.signed(f) for f in section.findings))
 
 
-def _affordable(ctx: Context, wiring: Wiring, contrast: Contrast, name: str) -> Plan | None:
+def _affordable(
+    ctx: Context, wiring: Wiring, contrast: Contrast, name: str, plans: Sequence[Plan]
+) -> Plan | None:
     """The largest plan that fits a share of the time, by measuring one masked run."""
     few = contrast.batch(range(min(4, contrast.num_rows)))
     held = list(wiring.record(few.corrupt).values)
@@ -251,9 +262,9 @@ def _affordable(ctx: Context, wiring: Wiring, contrast: Contrast, name: str) -> 
     wiring.products(held, slopes)
     gradient = (time.monotonic() - started) / few.num_rows
     allowed = ctx.budget.share(_SHARE)
-    for plan in PLANS:
+    for plan in plans:
         if plan.seconds(masked, gradient) <= allowed:
-            if plan is not PLANS[0]:
+            if plan is not plans[0]:
                 _skip(
                     ctx,
                     f"a finer search for the circuit of '{name}'",
@@ -264,7 +275,7 @@ def _affordable(ctx: Context, wiring: Wiring, contrast: Contrast, name: str) -> 
     _skip(
         ctx,
         f"the circuit of '{name}'",
-        f"the smallest search would take about {PLANS[-1].seconds(masked, gradient):.0f} s, and "
+        f"the smallest search would take about {plans[-1].seconds(masked, gradient):.0f} s, and "
         f"{allowed:.0f} s were left for it",
         name,
     )
