@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 
 def test_indirect_objects() -> None:
     net = patchclamp.open("smollm2")
-    began = time.monotonic()
+    began = time.process_time()
     task = shipped_task(net, "indirect objects", num=16, num_held_out=16)
     search = CircuitSearch(fractions=(0.01, 0.02, 0.03, 0.05, 1.0), num_random=2, verify=16)
     found = search.run(net, task)
-    assert time.monotonic() - began < 600
+    assert time.process_time() - began < 600  # CPU: under ten minutes even on one core
     for curve in (found.train, found.held_out):
         point = curve.size_at(0.8)
         assert point is not None

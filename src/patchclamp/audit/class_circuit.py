@@ -38,7 +38,7 @@ class ClassPairs:
     """Inputs of one class beside inputs of another.
 
     Attributes:
-        name: "3 or 8", in the data's own names.
+        name: "telling 3 from 8", in the data's own names.
         train, held_out: contrasts of rows that share no input.
         performance: of the network on all rows of the two classes.
     """
@@ -72,13 +72,14 @@ def class_pairs(net: Net, material: Material, logits: Tensor, *, num: int, seed:
             "too few rows are classified correctly to pair two classes",
             got=f"{each} of each",
             expected=f"at least {2 * LEAST_PAIRS}",
+            hint="--data with more rows of classes that the network knows",
         )
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for label in (first, second):
         index = ((labels == label) & right).nonzero()[:, 0]
         rows.append(index[torch.randperm(index.numel(), generator=generator)][:each])
-    name = f"{_name(material, first)} or {_name(material, second)}"
+    name = f"telling {_name(material, first)} from {_name(material, second)}"
     halves = []
     for half in (slice(0, each // 2), slice(each // 2, each)):
         clean, corrupt = (material.rows(net, index[half]).call for index in rows)

@@ -26,7 +26,7 @@ from patchclamp.methods.circuits.wiring import Wiring, wire
 from patchclamp.model.identity import model_hash
 from patchclamp.model.sources import load
 from patchclamp.net import Net
-from patchclamp.truth.motifs import Form, motif
+from patchclamp.truth.motifs import Form, Pairs, motif
 from patchclamp.truth.planted_circuit import PlantedCircuit, Truth
 from patchclamp.truth.planted_layers import plant_layers
 
@@ -154,9 +154,10 @@ def table(trials: tuple[Recovered, ...]) -> Table:
 def recovered(kind: Kind) -> tuple[Recovered, ...]:
     """Run the method on planted circuits of this kind; the same every time, so measured once."""
     makers: dict[Kind, tuple[Callable[[], PlantedCircuit], ...]] = {
-        Kind.STREAM: (lambda: motif("or"), lambda: motif("backup")),
+        # pairs that change both features at once: one direction alone is blind to OR on them
+        Kind.STREAM: (lambda: motif("or", pairs=Pairs.TOGETHER), lambda: motif("backup")),
         Kind.LAYERS: (
-            lambda: motif("or", form=Form.MLP),
+            lambda: motif("or", form=Form.MLP, pairs=Pairs.TOGETHER),
             lambda: motif("xor", form=Form.MLP),
             lambda: plant_layers("corner"),
         ),

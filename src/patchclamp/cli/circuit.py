@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from patchclamp.core.progress import Progress
     from patchclamp.methods.circuits.behaviour import Performance
     from patchclamp.methods.circuits.search import CircuitSearch, Found, Task
+    from patchclamp.model.tokens import Tokenizer
     from patchclamp.net import Net
 
 PAIRS = 32
@@ -125,17 +126,22 @@ def circuit(
         net = patchclamp.open(model, allow_pickle=allow_pickle, progress=progress)
         made = asked.of(net)
         performance = performs(net, made.held_out, batch_size=batch_size, seed=seed)
-        if performance.objection is not None and not force:
-            return _absent(performance, as_json)
-        progress.note(f"{net.name} does '{made.name}' on {performance.accuracy:.0%} of the prompts")
-        found = search.run(net, made, progress=progress)
-        outputs.write(net, made, search, found, asked.command(model, search), progress)
+        found = None
+        if force or performance.objection is None:
+            progress.note(f"{net.name} is right on {performance.accuracy:.0%} of '{made.name}'")
+            found = search.run(net, made, progress=progress)
+            # The circuit and what is said of it come first: a drawing that fails loses neither.
+            outputs.write_circuit(found)
+    if found is None:  # data is written where no bar is drawn: bars take stdout for themselves
+        return _absent(performance, as_json)
     if as_json:
         files = {kind: str(place) for kind, place in outputs.named}
         terminal.data_json({**summary.found_json(found, level), "files": files})
     else:
         summary.print_found(found, level)
     summary.warn(found, level)
+    with watch() as progress:
+        outputs.write_others(net, made, search, found, asked.command(model, search), progress)
     terminal.message(f"written: {', '.join(str(place) for _, place in outputs.named)}")
     return 0 if summary.reached(found, level) and performance.present else 1
 
@@ -214,11 +220,7 @@ class Asked:
         from patchclamp.data.behaviours.pairs import read_pairs, tokenised
         from patchclamp.methods.circuits.search import own_task, shipped_task
 
-        if net.tokenizer is None:
-            raise DataError(
-                f"{net.name} has no tokenizer, so it cannot take prompts",
-                hint="patchclamp models lists language models",
-            )
+        tokenizer = tokenizer_of(net)
         if self.task is not None:
             return shipped_task(
                 net,
@@ -230,7 +232,7 @@ class Asked:
             )
         assert self.pairs is not None
         own = read_pairs(self.pairs)
-        tokenised(own, net.tokenizer)  # before they are split, so that errors number them as given
+        tokenised(own, tokenizer)  # before they are split, so that errors number them as given
         held_out = len(own) // 2 if self.held_out is None else self.held_out
         if held_out > len(own) - 2:
             raise OptionError(
@@ -238,6 +240,18 @@ class Asked:
                 got=f"{held_out} of {len(own)}",
             )
         return own_task(net, own, held_out_share=held_out / len(own), seed=self.seed)
+
+
+def tokenizer_of(net: Net) -> Tokenizer:
+    """The network's tokenizer. Raises: DataError if it cannot continue a prompt."""
+    from patchclamp.model.sources import Task as MadeFor
+
+    hint = "patchclamp models lists language models"
+    if net.tokenizer is None:
+        raise DataError(f"{net.name} has no tokenizer, so it cannot take prompts", hint=hint)
+    if net.task is MadeFor.ENCODE_TEXT:
+        raise DataError(f"{net.name} encodes texts and predicts no next token", hint=hint)
+    return net.tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +279,13 @@ class Outputs:
                 raise OptionError(f"--{other} and --{name} name the same file", got=f"'{path}'")
         return self
 
-    def write(
+    def write_circuit(self, found: Found) -> None:
+        """The circuit itself."""
+        from patchclamp.report.writing import write_whole
+
+        write_whole(self.out, found.circuit.to_json().encode())
+
+    def write_others(
         self,
         net: Net,
         task: Task,
@@ -274,12 +294,11 @@ class Outputs:
         command: str,
         progress: Progress,
     ) -> None:
-        """Every file, the circuit itself first."""
+        """The other files that were asked for."""
         from patchclamp.report import write_page
         from patchclamp.report.circuit_drawing import circuit_svg
         from patchclamp.report.writing import write_whole
 
-        write_whole(self.out, found.circuit.to_json().encode())
         if self.svg is not None:
             scores = dict(zip(found.wiring.writers, found.scores.nodes.tolist(), strict=True))
             drawn = circuit_svg(found.circuit, title=f"{net.name}: {task.name}", node_scores=scores)

@@ -136,6 +136,12 @@ def print_found(found: Found, level: float) -> None:
         ("faithfulness", "edges", "share", "training", "", "held out", "", "random circuits"),
         [_size_cells(size) for size in sizes(found, level)],
     )
+    if found.by_node is not None:
+        enough = found.by_node.size_at(level)
+        number_of = "no measured number is" if enough is None else f"{enough.size:,} are"
+        terminal.data(
+            f"\nOf whole writers with all their edges, {number_of} enough for {level:.0%}."
+        )
     rows = edge_rows(found)
     terminal.data(
         f"\nThe {min(len(rows), EDGES_SHOWN)} edges with the largest scores. Noising and denoising "
@@ -204,6 +210,7 @@ def found_json(found: Found, level: float) -> dict[str, Json]:
         "complement": found.parts.complement,
         "sizes": [asdict(size) for size in sizes(found, level)],
         "curves": {name: asdict(curve) for name, curve in curves.items()},
+        "by_node": None if found.by_node is None else asdict(found.by_node),
         "measured_edges": [asdict(row) for row in edge_rows(found)],
         "rank_agreement": found.agreement,
         "warnings": list(found.warnings),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchclamp.cli import terminal
-from patchclamp.cli.circuit import PAIRS, DirectionName
+from patchclamp.cli.circuit import PAIRS, DirectionName, tokenizer_of
 from patchclamp.cli.options import AllowPickle, AsJson, Switch
 from patchclamp.cli.progress import watch
 from patchclamp.cli.values import at_least
@@ -258,16 +258,18 @@ def diff(
         ]
         pairs = _same_pairs(nets[0], nets[1], task, variant, num, seed)
         performances = [performs(net, pairs, batch_size=batch_size, seed=seed) for net in nets]
-        if not force and not any(p.present for p in performances):
-            return _neither(performances, as_json)
-        first, second = (measure.run(net, pairs, progress=progress) for net in nets)
-        if first.heads != second.heads:
-            raise DataError(
-                "the checkpoints have different heads and cannot be compared",
-                got=f"{len(first.heads)} and {len(second.heads)} heads",
-            )
-        judged = CheckpointDiff(num_flips=flips, seed=seed)
-        changes = judged.run(first.effects, second.effects, first.heads)
+        changes = None
+        if force or any(p.present for p in performances):
+            first, second = (measure.run(net, pairs, progress=progress) for net in nets)
+            if first.heads != second.heads:
+                raise DataError(
+                    "the checkpoints have different heads and cannot be compared",
+                    got=f"{len(first.heads)} and {len(second.heads)} heads",
+                )
+            judged = CheckpointDiff(num_flips=flips, seed=seed)
+            changes = judged.run(first.effects, second.effects, first.heads)
+    if changes is None:
+        return _neither(performances, as_json)
     if as_json:
         terminal.data_json(_changes_json(performances, changes))
     else:
@@ -380,13 +382,11 @@ def _same_pairs(
 
     drawn = []
     for net in (before, after):
-        if net.tokenizer is None:
-            raise DataError(f"{net.name} has no tokenizer, so it cannot take prompts")
         drawn.append(
             token_pairs(
                 task,
                 num,
-                tokenizer=net.tokenizer,
+                tokenizer=tokenizer_of(net),
                 seed=seed,
                 split=Split.HELD_OUT,
                 variant=variant,

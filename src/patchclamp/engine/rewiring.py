@@ -155,14 +155,20 @@ def _mix(num_slots: int, stream: Tensor, mask: Tensor, *differences: Tensor) -> 
     """The stream as each slot sees it, with the masked writers replaced: (S, B, P, D)."""
     num_rows = max([stream.shape[0], mask.shape[0], *(d.shape[0] for d in differences)])
     seen_BSX = stream.flatten(1)[:, None].expand(num_rows, num_slots, -1)
+    in_place = not (torch.is_grad_enabled() and any(x.requires_grad for x in (mask, *differences)))
+    if in_place:  # one buffer that is added to, rather than a new one for every source
+        seen_BSX = seen_BSX.clone(memory_format=torch.contiguous_format)
     start = 0
     for d_BUPD in differences:
-        width = d_BUPD.shape[1]
-        part = mask[:, :, start : start + width]
-        start += width
+        part = mask[:, :, start : start + d_BUPD.shape[1]]
+        start += d_BUPD.shape[1]
         if part.requires_grad or bool(part.any()):
+            part = part.expand(num_rows, -1, -1)
             d_BUX = d_BUPD.flatten(2).expand(num_rows, -1, -1)
-            seen_BSX = torch.baddbmm(seen_BSX, part.expand(num_rows, -1, -1), d_BUX)
+            if in_place:
+                seen_BSX.baddbmm_(part, d_BUX)
+            else:
+                seen_BSX = torch.baddbmm(seen_BSX, part, d_BUX)
     seen_BSPD: Tensor = seen_BSX.unflatten(2, stream.shape[1:])
     return seen_BSPD.transpose(0, 1)
 

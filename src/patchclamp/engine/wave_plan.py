@@ -12,37 +12,26 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import torch
 
 from patchclamp.core.errors import EngineError
 from patchclamp.engine.ir import Graph, Kind, Node
-from patchclamp.engine.wave_rows import (
-    Axes,
-    Layout,
-    Rows,
-    Rule,
-    causal_mask,
-    is_causal,
-    join_rows,
-    narrow_rows,
-    operator_for,
-    repeated,
-    variant,
+from patchclamp.engine.wave_rows import Axes, Layout, Rows, Rule, is_causal, operator_for
+from patchclamp.engine.wave_values import (
+    Fetch,
+    Filled,
+    FromBase,
+    FromSlot,
+    Mask,
+    Size,
+    State,
+    Take,
 )
 from patchclamp.model.inputs import BATCH
 
 _WIDEST = 8
 """Bytes of an element whose type is not known."""
-
-
-class Take(IntEnum):
-    """Rows of a value that are computed: all, those from the first edited one, or one."""
-
-    ALL = 0
-    FROM = 1
-    ONE = 2
 
 
 @dataclass
@@ -123,12 +112,18 @@ def mixing(
 
 
 def find_rows(
-    scope: Scope, layout: Layout, rules: Mapping[Node, Rule], blocked: Collection[Node]
+    scope: Scope,
+    layout: Layout,
+    rules: Mapping[Node, Rule],
+    blocked: Collection[Node],
+    *,
+    packed: bool = False,
 ) -> tuple[dict[Node, Take], frozenset[Node]]:
     """Which rows of every value are computed, and the values whose rows before the edit stay.
 
     Args:
         blocked: operators that change rows before the first edited one.
+        packed: variants differ in their first edited row.
     """
     kept: set[Node] = set()
     for node in scope.order:
@@ -152,11 +147,20 @@ def find_rows(
             if whole
             else Take.ONE
             if node in single
-            else Take.FROM
-            if node in kept
             else Take.ALL
+            if node not in kept
+            else Take.PACKED
+            if packed and _packs(node, edited, layout, rules)
+            else Take.FROM
         )
     return take, frozenset(kept)
+
+
+def _packs(node: Node, edited: Sequence[Node], layout: Layout, rules: Mapping[Node, Rule]) -> bool:
+    if not edited or is_alias(node):  # an edited site
+        axes = layout.parts(node)[None]
+        return axes.merged or (axes.batch is not None and (node.shape or ())[axes.batch] == BATCH)
+    return rules[node].packs
 
 
 def _single(scope: Scope, layout: Layout, rules: Mapping[Node, Rule]) -> set[Node]:
@@ -172,161 +176,6 @@ def _single(scope: Scope, layout: Layout, rules: Mapping[Node, Rule]) -> set[Nod
                 if not (node in single and sliced and layout.has_rows(node)):
                     single.discard(x)
     return single
-
-
-# ---- where arguments come from ---------------------------------------------------
-
-
-@dataclass
-class State:
-    """One run of a plan.
-
-    Attributes:
-        slots: values of the running batch.
-        counts: variants of the sites so far, summed up; starts with 0.
-        rows: what each `Take` stands for in this run.
-        values: the baseline's values and the constants.
-    """
-
-    slots: list[object]
-    rows: tuple[Rows, Rows, Rows]
-    layout: Layout
-    values: Mapping[Node, object]
-    device: torch.device
-    counts: list[int] = field(default_factory=lambda: [0])
-    masks: dict[Rows, torch.Tensor] = field(default_factory=dict)
-
-
-class Fetch:
-    """An argument that is looked up when a step runs."""
-
-    __slots__ = ()
-
-    def get(self, state: State) -> object:
-        raise NotImplementedError
-
-    def of_variant(self, state: State, k: int) -> object:
-        """The argument for variant k alone."""
-        raise NotImplementedError
-
-
-class FromSlot(Fetch):
-    """A value of the running batch, as it is; `item` picks a part."""
-
-    __slots__ = ("axes", "item", "reach", "slot")
-
-    def __init__(self, slot: int, reach: int, axes: Axes | None, item: int | None = None) -> None:
-        self.slot, self.reach, self.axes, self.item = slot, reach, axes, item
-
-    def get(self, state: State) -> object:
-        value = state.slots[self.slot]
-        return value if self.item is None else value[self.item]  # type: ignore[index]  # a tuple
-
-    def of_variant(self, state: State, k: int) -> object:
-        assert self.axes is not None
-        value = self.get(state)
-        assert isinstance(value, torch.Tensor)
-        return variant(value, self.axes, k, state.counts[self.reach])
-
-
-@dataclass(slots=True)
-class Filled(Fetch):
-    """A value of the running batch with variants and rows that it lacks from the baseline.
-
-    Attributes:
-        node: the value.
-        slot: None where every variant takes the baseline's value.
-        held, want: rows that are there, and that are asked for.
-        held_reach, reach: how many sites the value goes up to, and how many are asked for.
-    """
-
-    node: Node
-    slot: int | None
-    axes: Axes
-    held: Take
-    want: Take
-    held_reach: int
-    reach: int
-
-    def get(self, state: State) -> torch.Tensor:
-        return self._made(state, state.counts[self.reach])
-
-    def of_variant(self, state: State, k: int) -> object:
-        total = state.counts[self.reach]
-        return variant(self._made(state, total), self.axes, k, total)
-
-    def _made(self, state: State, total: int) -> torch.Tensor:
-        want, held = state.rows[self.want], state.rows[self.held]
-        num = 0 if self.slot is None else state.counts[self.held_reach]
-        if num == 0:
-            return self._from_base(state, want, total)
-        assert self.slot is not None
-        value = state.slots[self.slot]
-        assert isinstance(value, torch.Tensor)
-        if want != held and want.start >= held.start:
-            value, held = narrow_rows(value, self.axes, held, want), want
-        if num < total and self.axes.batch is not None:
-            rest = self._from_base(state, held, total - num)
-            value = torch.cat([value, rest], self.axes.batch)
-        if want != held:
-            before = Rows(want.start, held.start)
-            front = self._from_base(state, before, total)
-            value = join_rows(front, value, self.axes, (before.size, held.size))
-        return value
-
-    def _from_base(self, state: State, rows: Rows, num: int) -> torch.Tensor:
-        base = state.values[self.node]
-        assert isinstance(base, torch.Tensor)
-        part = narrow_rows(base, self.axes, state.layout.all, rows)
-        return repeated(part, self.axes, num, state.layout.num_examples)
-
-
-@dataclass(slots=True)
-class FromBase(Fetch):
-    """A constant, or a value that all variants share."""
-
-    node: Node
-
-    def get(self, state: State) -> object:
-        return state.values[self.node]
-
-    def of_variant(self, state: State, k: int) -> object:
-        return state.values[self.node]
-
-
-@dataclass(slots=True)
-class Size(Fetch):
-    """A size, for the present variants and rows."""
-
-    node: Node
-    take: Take
-    reach: int
-
-    def get(self, state: State) -> object:
-        return self._size(state, state.counts[self.reach])
-
-    def of_variant(self, state: State, k: int) -> object:
-        return self._size(state, 1)
-
-    def _size(self, state: State, num: int) -> int:
-        layout = state.layout
-        return layout.size(self.node, num * layout.num_examples, state.rows[self.take].size)
-
-
-@dataclass(slots=True)
-class Mask(Fetch):
-    """The causal mask of the rows that are computed."""
-
-    take: Take
-
-    def get(self, state: State) -> object:
-        rows = state.rows[self.take]
-        if rows not in state.masks:
-            state.masks[rows] = causal_mask(rows, state.layout.length, state.device)
-        return state.masks[rows]
-
-    def of_variant(self, state: State, k: int) -> object:
-        return self.get(state)
 
 
 # ---- steps ------------------------------------------------------------------------
@@ -425,9 +274,9 @@ class Plan:
     output: Filled
     num_slots: int
     keeps_output: bool
-    _bytes: dict[tuple[Rows, Rows, Rows], int] = field(default_factory=dict, repr=False)
+    _bytes: dict[tuple[Rows, ...], int] = field(default_factory=dict, repr=False)
 
-    def bytes_per_variant(self, layout: Layout, rows: tuple[Rows, Rows, Rows]) -> int:
+    def bytes_per_variant(self, layout: Layout, rows: tuple[Rows, ...]) -> int:
         """Memory that one variant takes at most, if it is there from the first step on.
 
         Views count as copies, and every operator is granted as much again as its result for
@@ -437,7 +286,7 @@ class Plan:
             self._bytes[rows] = self._peak(layout, rows)
         return self._bytes[rows]
 
-    def _peak(self, layout: Layout, rows: tuple[Rows, Rows, Rows]) -> int:
+    def _peak(self, layout: Layout, rows: tuple[Rows, ...]) -> int:
         def size(node: Node, take: Take) -> int:
             width = node.dtype.itemsize if node.dtype is not None else _WIDEST
             return layout.numel(node, 1, rows[take].size) * width
@@ -597,14 +446,3 @@ class _Compiler:
 
 def _same(x: object) -> object:
     return x
-
-
-def collapsed(base: object, node: Node, layout: Layout) -> object:
-    """One row of a value that is the same for all examples (masks, positions): no copies of it."""
-    if not isinstance(base, torch.Tensor) or node.kind is Kind.CONST or node.shape is None:
-        return base
-    axes = layout.parts(node)[None]
-    if axes.batch is None or base.shape[axes.batch] == 1 or node.shape[axes.batch] != BATCH:
-        return base
-    first = base.narrow(axes.batch, 0, 1)
-    return first if bool((base == first).all()) else base

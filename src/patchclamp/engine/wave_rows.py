@@ -70,11 +70,13 @@ class Rule:
         sliced: for each source, whether its rows are cut to those asked for; None where the
             operator has to compute every row.
         mixes: rows may depend on other rows, so that every cut has to be checked.
+        packs: rows of all variants may lie in one row axis (engine/wave_packing.py).
     """
 
     separable: bool
     sliced: tuple[bool, ...] | None
     mixes: bool
+    packs: bool = False
 
 
 class Layout:
@@ -236,6 +238,17 @@ def narrow_rows(x: torch.Tensor, axes: Axes, have: Rows, want: Rows) -> torch.Te
     return x.narrow(axes.row, want.start - have.start, want.size)
 
 
+def touched_rows(moved: torch.Tensor, axes: Axes, rows: Rows) -> torch.Tensor:
+    """Which rows of which examples hold anything true: (example, row)."""
+    assert axes.row is not None
+    if axes.merged:
+        apart = moved.movedim(axes.row, 0).unflatten(0, (-1, rows.size))
+    else:
+        assert axes.batch is not None
+        apart = moved.movedim((axes.batch, axes.row), (0, 1))
+    return apart.flatten(2).any(2) if apart.ndim > 2 else apart
+
+
 def join_rows(
     before: torch.Tensor, x: torch.Tensor, axes: Axes, sizes: Sequence[int]
 ) -> torch.Tensor:
@@ -298,6 +311,11 @@ def operator_for(
     return node.target, node.args[:3], options
 
 
+def is_fused(node: Node) -> bool:
+    """Whether an operator is attention, in which a mask alone says what sees what."""
+    return node.target in (_ATEN.scaled_dot_product_attention.default, attention_scores)
+
+
 def causal_mask(rows: Rows, length: int, device: torch.device) -> torch.Tensor:
     """Which keys these rows of queries may see: bool (query, key)."""
     keys = torch.arange(length, device=device)
@@ -326,8 +344,24 @@ def execute(
     part = rows != layout.all and is_causal(node)
     allowed = causal_mask(rows, layout.length, device) if part else None
     target, args, kwargs = operator_for(node, allowed)
-    batch = num_variants * layout.num_examples
+    return _called(target, args, kwargs, values, layout, num_variants * layout.num_examples, rows)
 
+
+def execute_packed(node: Node, values: Values, layout: Layout, num_rows: int) -> object:
+    """One operator on packed rows."""
+    target, args, kwargs = operator_for(node, None)
+    return _called(target, args, kwargs, values, layout, 1, Rows(0, num_rows))
+
+
+def _called(
+    target: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    values: Values,
+    layout: Layout,
+    batch: int,
+    rows: Rows,
+) -> object:
     def value(x: Node) -> object:
         return layout.size(x, batch, rows.size) if layout.is_size(x) else values[x]
 
@@ -372,7 +406,8 @@ def find_rule(node: Node, values: Values, layout: Layout, device: torch.device) 
             if _rows_agree(node, noisy, cut, whole, layout, device):
                 sliced, local = tuple(x in cut for x in read), len(cut) == len(rowed)
                 break
-    return Rule(separable, sliced, mixes=layout.has_rows(node) and not local)
+    packs = separable and local and _packs(node, values, noisy, layout, device)
+    return Rule(separable, sliced, mixes=layout.has_rows(node) and not local, packs=packs)
 
 
 def _choices(num: int) -> Iterator[tuple[bool, ...]]:
@@ -463,6 +498,57 @@ def _is_separable(
         if not all(_agree(a, b[i]) for a, b in zip(pair, (whole, plain), strict=True)):
             return False
     return True
+
+
+def _packs(node: Node, values: Values, noisy: Values, layout: Layout, device: torch.device) -> bool:
+    """Whether the rows of two batches, one after the other in a batch of one, give the same."""
+    given: dict[Node, object] = dict(values)
+    for x in layout.sources(node):
+        axes = layout.parts(x).get(None)
+        if axes is None or not _is_plain(x.shape, axes):
+            return False
+        if axes.row is None:
+            given[x] = noisy[x]  # shared by all variants
+        else:
+            pair = [_one_row_axis(_tensor(v[x]), axes) for v in (noisy, values)]
+            if axes.batch is None:  # every example of both batches shares these rows
+                pair = [_tensor(noisy[x])] * (2 * layout.num_examples)
+            given[x] = torch.cat(pair, axes.row)
+    shapes = [node.shape] if node.shape is not None else []
+    if any(not _is_plain(s, a) for s, a in zip(shapes, layout.parts(node).values(), strict=False)):
+        return False
+    num_rows = 2 * layout.num_examples * layout.length
+    plain = {**values, **{x: noisy[x] for x in layout.sources(node) if layout_free(x, layout)}}
+    try:
+        made = _parts_of(execute_packed(node, given, layout, num_rows), node, layout)
+        parts = [
+            _parts_of(execute(node, v, layout, 1, layout.all, device), node, layout)
+            for v in (noisy, plain)
+        ]
+    except _TRY:
+        return False
+    return all(
+        axes.batch is not None
+        and axes.row is not None
+        and _agree(made[i], torch.cat([_one_row_axis(p[i], axes) for p in parts], axes.row))
+        for i, axes in layout.parts(node).items()
+    )
+
+
+def _is_plain(shape: Sequence[int | str] | None, axes: Axes) -> bool:
+    """Whether every example is one entry of the batch axis; values without rows must be shared."""
+    if shape is None or axes.row is None:
+        return shape is not None and axes.batch is None
+    return axes.merged or axes.batch is None or shape[axes.batch] == BATCH
+
+
+def _one_row_axis(x: torch.Tensor, axes: Axes) -> torch.Tensor:
+    """A value with its examples one after the other along the row axis of a batch of one."""
+    assert axes.row is not None
+    if axes.merged or axes.batch is None:
+        return x
+    flat = x.movedim((axes.batch, axes.row), (0, 1)).flatten(0, 1)
+    return flat.unsqueeze(0).movedim((0, 1), (axes.batch, axes.row))
 
 
 def layout_free(node: Node, layout: Layout) -> bool:

@@ -17,7 +17,7 @@ The naive loop, one forward pass per edit, is what the tests compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -27,12 +27,11 @@ from torch.utils import _pytree as pytree
 from patchclamp.core.errors import EngineError, nearest
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.ir import Graph, Kind, Node
+from patchclamp.engine.wave_packing import Packing, join_packed
 from patchclamp.engine.wave_plan import (
     Plan,
     Scope,
-    State,
     Step,
-    collapsed,
     compile_plan,
     find_rows,
     find_scope,
@@ -46,11 +45,14 @@ from patchclamp.engine.wave_rows import (
     Rule,
     execute,
     find_rule,
+    is_fused,
     narrow_rows,
     repeated,
     signature,
     stays_causal,
+    touched_rows,
 )
+from patchclamp.engine.wave_values import State, Take, collapsed
 from patchclamp.model.inputs import Call, principal
 
 Variants: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
@@ -92,7 +94,7 @@ class Wavefront:
     _layout: Layout = field(init=False, repr=False)
     _values: dict[Node, object] = field(init=False, repr=False)
     _filling: dict[Node, object] = field(init=False, repr=False)
-    _causal: dict[tuple[Node, int], bool] = field(init=False, repr=False)
+    _causal: dict[tuple[object, int], bool] = field(init=False, repr=False)
     _plans: dict[object, Plan] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -219,13 +221,14 @@ class Wavefront:
         sites = self._find(listed)
         one = self._row(wanted, position)
         with torch.no_grad():
-            plan = self._plan(sites, wanted, first_row, one=one is not None)
+            plan = self._plan(sites, wanted, {first_row}, one=one is not None)
         return plan.bytes_per_variant(self._layout, self._rows(first_row, one))
 
-    def _rows(self, first_row: int, one: int | None) -> tuple[Rows, Rows, Rows]:
+    def _rows(self, first_row: int, one: int | None) -> tuple[Rows, ...]:
         every = self._layout.all
         single = every if one is None else Rows(one, one + 1)
-        return every, Rows(first_row, every.stop), single
+        later = Rows(first_row, every.stop)
+        return every, later, single, later
 
     def base(self, address: str) -> torch.Tensor:
         """The baseline's raw value at an address."""
@@ -345,34 +348,44 @@ class Wavefront:
         self._prepare(key, scopes[key])
         return scopes[key]
 
-    def _plan(self, sites: list[Node], output: Node, first_row: int, *, one: bool) -> Plan:
+    def _plan(
+        self, sites: list[Node], output: Node, first_rows: Collection[int], *, one: bool
+    ) -> Plan:
+        """The plan for edits from these rows on; several rows make a packed one."""
         key = (tuple(sites), output, one)
-        if (key, first_row) in self._plans:
-            return self._plans[key, first_row]
+        cuts = frozenset(first_rows)
+        if (key, cuts) in self._plans:
+            return self._plans[key, cuts]
         scope = self._scope(sites, output, one=one)
         known = self._known
-
-        def causal(node: Node, edited: list[Node]) -> bool:
-            if first_row == 0:
-                return True  # there is no row before it
-            if (node, first_row) not in self._causal:
-                read = {x: self._values[x] for x in self._layout.inputs(node) if x in self._values}
-                self._causal[node, first_row] = stays_causal(
-                    node, read, self._layout, edited, first_row, self._device
-                )
-            return self._causal[node, first_row]
-
         blocked = frozenset(
             node
             for node, edited in mixing(scope, self._layout, known.rules)
-            if not causal(node, edited)
+            if not all(self._stays_causal(node, edited, cut) for cut in cuts)
         )
-        same = (key, blocked)
+        packed = len(cuts) > 1
+        same = (key, blocked, packed)
         if same not in known.plans:
-            rows = find_rows(scope, self._layout, known.rules, blocked)
+            rows = find_rows(scope, self._layout, known.rules, blocked, packed=packed)
             known.plans[same] = compile_plan(scope, self._layout, known.rules, rows)
-        self._plans[key, first_row] = known.plans[same]
+        self._plans[key, cuts] = known.plans[same]
         return known.plans[same]
+
+    def _stays_causal(self, node: Node, edited: Sequence[Node], cut: int) -> bool:
+        """Whether rows before a cut keep their values; tried once for each mask."""
+        if cut == 0:
+            return True  # there is no row before it
+        inputs = self._layout.inputs(node)
+        name: object = node
+        if is_fused(node):  # what it lets through is its mask's choice alone
+            held = tuple(None if x in edited else x for x in inputs)
+            name = (signature(node, self._layout), held)
+        if (name, cut) not in self._causal:
+            read = {x: self._values[x] for x in inputs if x in self._values}
+            self._causal[name, cut] = stays_causal(
+                node, read, self._layout, edited, cut, self._device
+            )
+        return self._causal[name, cut]
 
     # ---- running --------------------------------------------------------------------
 
@@ -381,7 +394,7 @@ class Wavefront:
         variants: Mapping[str, Variants],
         *,
         output: str | None = None,
-        first_row: int = 0,
+        first_row: int | Mapping[str, Sequence[int]] = 0,
         position: int | None = None,
     ) -> torch.Tensor:
         """The output for every variant of every site.
@@ -391,8 +404,9 @@ class Wavefront:
                 examples along its batch axis, to K variants of it: K*B along that axis,
                 example b of variant k at k*B + b. K may be 0.
             output: address of the wanted value; None for the network's principal output.
-            first_row: variants differ from the baseline only from this position on. Rows
-                before it are then not computed where the network keeps them.
+            first_row: variants differ from the baseline only from this position on, or for
+                each address a position for every variant. Rows before it are then not
+                computed where the network keeps them.
             position: compute only this position of the output (negative from the end).
 
         Returns:
@@ -410,36 +424,40 @@ class Wavefront:
         self,
         variants: Mapping[str, Variants],
         output: str | None,
-        first_row: int,
+        first_row: int | Mapping[str, Sequence[int]],
         position: int | None,
     ) -> torch.Tensor:
         addresses = self.order([*variants])
         wanted = self._output(output)
         sites = self._find(addresses)
         one = self._row(wanted, position)
-        if first_row and not 0 <= first_row < max(1, self.length):
-            raise EngineError(
-                "the first edited position is outside the sequence",
-                got=str(first_row),
-                expected=f"0 to {self.length - 1}",
-            )
-        plan = self._plan(sites, wanted, first_row, one=one is not None)
-        if one is not None and one < first_row and not plan.keeps_output:
-            first_row = 0  # rows are mixed on the way, so that none can be left out
-            plan = self._plan(sites, wanted, 0, one=True)
+        if isinstance(first_row, int):
+            firsts, each = {first_row}, None
+        else:
+            each = [row for a in addresses for row in first_row[a]]
+            firsts = set(each) or {0}
+        for row in firsts:
+            self._check_first(row)
+        first = min(firsts)
+        plan = self._plan(sites, wanted, firsts, one=one is not None)
+        if one is not None and one < first and not plan.keeps_output:
+            first, firsts = 0, {0}  # rows are mixed on the way, so that none can be left out
+            plan = self._plan(sites, wanted, firsts, one=True)
         state = State(
             slots=[None] * plan.num_slots,
-            rows=self._rows(first_row, one),
+            rows=self._rows(first, one),
             layout=self._layout,
             values=self._filling,
             device=self._device,
         )
-        early = one is not None and one < first_row  # the wanted row lies before every edit
+        if each is not None and len(firsts) > 1:
+            state.packing = Packing(each, self.num_examples, self.length, self._device)
+        early = one is not None and one < first  # the wanted row lies before every edit
         for step in plan.steps:
             value = None if early else step.compute(state)
             if step.site is not None:
-                make = variants[addresses[step.site]]
-                value = self._appended(step, value, state, make, first_row)
+                made = variants[addresses[step.site]](self._base_of(step))
+                value = self._appended(step, value, state, made, each or first)
             state.slots[step.slot] = value
             for slot in step.frees:
                 state.slots[slot] = None
@@ -451,40 +469,88 @@ class Wavefront:
             return made.select(axes.row, 0)
         return made
 
+    def _check_first(self, row: int) -> None:
+        if row and not 0 <= row < max(1, self.length):
+            raise EngineError(
+                "the first edited position is outside the sequence",
+                got=str(row),
+                expected=f"0 to {self.length - 1}",
+            )
+
+    def _base_of(self, step: Step) -> torch.Tensor:
+        base = self._values[step.node]
+        assert isinstance(base, torch.Tensor)
+        return base
+
     def _appended(
-        self, step: Step, value: object, state: State, make: Variants, first_row: int
+        self,
+        step: Step,
+        value: object,
+        state: State,
+        made: torch.Tensor,
+        first_row: int | Sequence[int],
     ) -> object:
         """The batch with the variants of one site behind it; counts them."""
         assert step.site is not None
         node, layout = step.node, self._layout
-        axes = layout.parts(node)[None]
-        base = self._values[node]
-        assert isinstance(base, torch.Tensor)
+        axes, base = layout.parts(node)[None], self._base_of(step)
         before = state.counts[step.site]
-        made = make(base)
         num = _num_variants(made, base, axes, node.address)
-        state.counts.append(before + num)
-        if num and first_row and axes.row is not None:
-            kept = Rows(0, first_row)
-            old = repeated(narrow_rows(base, axes, layout.all, kept), axes, num, self.num_examples)
-            if not torch.equal(narrow_rows(made, axes, layout.all, kept), old):
-                raise EngineError(
-                    f"variants of '{node.address}' differ from the baseline before position "
-                    f"{first_row}, which was given as the first edited one"
-                )
-        rows = state.rows[step.take]
+        total = before + num
+        state.counts.append(total)
+        firsts = [first_row] * num if isinstance(first_row, int) else first_row[before:total]
+        if len(firsts) != num:
+            raise EngineError(
+                f"'{node.address}' has other variants than first positions",
+                got=f"{num} variants",
+                expected="one position for each",
+            )
+        if num and axes.row is not None:
+            self._check_rows(node, made, base, firsts)
+        rows, packed = state.rows[step.take], step.take is Take.PACKED and state.packing is not None
         made = narrow_rows(made, axes, layout.all, rows)
+        if packed and num:
+            assert state.packing is not None
+            made = state.packing.packed_part(made, axes, rows, before, total)
         if before == 0:
             return made if num else None
         assert axes.batch is not None
         parts = [made] if num else []
         held = state.counts[step.reach]
-        if held < before:
+        if held < before and packed:
+            assert state.packing is not None
+            parts.insert(0, state.packing.of_base(base, axes, held, before))
+        elif held < before:
             part = narrow_rows(base, axes, layout.all, rows)
             parts.insert(0, repeated(part, axes, before - held, self.num_examples))
         if isinstance(value, torch.Tensor):
             parts.insert(0, value)
+        if packed:
+            return join_packed(parts, axes)
         return torch.cat(parts, axes.batch) if len(parts) > 1 else parts[0]
+
+    def _check_rows(
+        self, node: Node, made: torch.Tensor, base: torch.Tensor, firsts: Sequence[int]
+    ) -> None:
+        """Variants must be the baseline before their first edited row."""
+        if not max(firsts):
+            return
+        axes, layout = self._layout.parts(node)[None], self._layout
+        late = Rows(0, max(firsts))
+        old = narrow_rows(base, axes, layout.all, late)
+        moved = narrow_rows(made, axes, layout.all, late) != repeated(
+            old, axes, len(firsts), self.num_examples
+        )
+        first = torch.tensor(firsts, device=moved.device).repeat_interleave(self.num_examples)
+        wrong = touched_rows(moved, axes, late) & (
+            torch.arange(late.stop, device=moved.device) < first[:, None]
+        )
+        if bool(wrong.any()):
+            place = firsts[int(wrong.any(1).nonzero()[0]) // self.num_examples]
+            raise EngineError(
+                f"variants of '{node.address}' differ from the baseline before position "
+                f"{place}, which was given as the first edited one"
+            )
 
     def _row(self, output: Node, position: int | None) -> int | None:
         if position is None:

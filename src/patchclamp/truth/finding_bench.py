@@ -2,6 +2,7 @@
 
 Suites:
     motifs      AND, OR, XOR and BACKUP, as transformers and as perceptrons
+    together    the same on pairs in which both features always change together
     programs    every program of the RASP-like language, compiled
     hard        the hard variants of compiled programs, and the planted perceptrons,
                 convolutional, recurrent and message-passing networks
@@ -54,7 +55,7 @@ from patchclamp.methods.circuits.exact_edges import ExactEdges, verified
 from patchclamp.methods.circuits.recovery import Recovery, edge_recovery, node_recovery
 from patchclamp.methods.circuits.wiring import Wiring, scored, wire
 from patchclamp.truth.algorithms import ALGORITHMS, plant_algorithm
-from patchclamp.truth.motifs import Form, motif
+from patchclamp.truth.motifs import Form, Pairs, motif
 from patchclamp.truth.planted_circuit import Metric, PlantedCircuit, Truth
 from patchclamp.truth.planted_layers import KINDS, plant_layers
 from patchclamp.truth.rasp import PROGRAMS, compiled, hard_variants
@@ -124,11 +125,13 @@ METHODS: dict[str, Finder] = {
 """What is compared. ACDC has one threshold for all networks."""
 
 
-def motifs(names: Iterable[str] = REQUIRED_MOTIFS, num_seeds: int = 3) -> Iterator[PlantedCircuit]:
+def motifs(
+    names: Iterable[str] = REQUIRED_MOTIFS, num_seeds: int = 3, pairs: Pairs = Pairs.ALL
+) -> Iterator[PlantedCircuit]:
     """Motifs in both forms."""
     for name in names:
         for form in Form:
-            yield from (motif(name, seed, form) for seed in range(num_seeds))
+            yield from (motif(name, seed, form, pairs=pairs) for seed in range(num_seeds))
 
 
 def programs() -> Iterator[PlantedCircuit]:
@@ -146,6 +149,7 @@ def hard() -> Iterator[PlantedCircuit]:
 
 SUITES: dict[str, Callable[[], Iterator[PlantedCircuit]]] = {
     "motifs": motifs,
+    "together": lambda: motifs(pairs=Pairs.TOGETHER),
     "programs": programs,
     "hard": hard,
 }

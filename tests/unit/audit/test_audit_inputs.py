@@ -19,7 +19,7 @@ from patchclamp.core.errors import DataError, InputError, PatchclampError
 from patchclamp.data import Dataset, Kind, load_data
 from patchclamp.report.json_form import plain_document
 from tests.networks import fresh
-from tests.unit.audit.test_audit import SECTIONS, made
+from tests.unit.audit.test_audit import SECTIONS, made, sections
 
 
 def npz(folder: Path, **given: np.ndarray) -> str:
@@ -74,7 +74,7 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
 
 def test_data_without_labels_leaves_out_what_needs_them(tmp_path: Path) -> None:
     found = audit("digits-mlp", npz(tmp_path, x=IMAGES), budget_seconds=6)
-    assert [s.id for s in found.sections] == SECTIONS[1:]
+    assert sections(found) == SECTIONS[1:]
     said = [part.what for part in found.left_out]
     assert "accuracy, loss and calibration" in said
     assert "selectivity to classes" in said
@@ -85,7 +85,7 @@ def test_data_without_labels_leaves_out_what_needs_them(tmp_path: Path) -> None:
 def test_few_rows_leave_out_what_needs_more(num: int) -> None:
     data = made(Kind.IMAGES, torch.rand(num, 1, 8, 8), torch.arange(num) % 3)
     found = audit("digits-mlp", data, budget_seconds=6)
-    assert [s.id for s in found.sections] == SECTIONS
+    assert sections(found) == SECTIONS
     said = " ".join(part.what for part in found.left_out)
     assert ("calibration" in said) == (num < 10)
     assert "selectivity of 2 sites" in said
@@ -202,7 +202,7 @@ def test_specimens_are_audited_whole(name: str) -> None:
         images = torch.rand(24, 1, 8, 8, generator=generator)
         data = made(Kind.IMAGES, images, torch.arange(24) % 2)
     found = audit(module, data, example_inputs=example, budget_seconds=20)
-    assert [s.id for s in found.sections] == SECTIONS
+    assert sections(found) == SECTIONS
     assert any(f.id.startswith("ablation/") for f in found.findings)
     engines = {f.id: f for f in found.findings if f.id.startswith("engine/")}
     assert all(f.verdict.value != "does not hold" for f in engines.values())
@@ -238,7 +238,7 @@ def test_efficientnet_is_audited_on_a_row_of_each_class() -> None:
         kind=Kind.IMAGES,
     )
     found = audit("efficientnet-lite0", data, budget_seconds=120)
-    assert [s.id for s in found.sections] == SECTIONS
+    assert sections(found) == SECTIONS
     assert any("selectivity" in part.what for part in found.left_out)
     plain_document(found)
 

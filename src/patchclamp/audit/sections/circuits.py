@@ -27,6 +27,7 @@ from patchclamp.data.behaviours import INDUCTION
 from patchclamp.engine.layers import find_layers
 from patchclamp.methods.circuits.behaviour import Performance, performs
 from patchclamp.methods.circuits.contrast import Contrast
+from patchclamp.methods.circuits.head_kinds import HeadKind
 from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
 from patchclamp.methods.circuits.search import (
     CircuitSearch,
@@ -37,8 +38,10 @@ from patchclamp.methods.circuits.search import (
 from patchclamp.methods.circuits.wiring import Wiring, wire
 from patchclamp.methods.material import RowKind, plain_output
 
-BEHAVIOURS = (INDUCTION, "indirect objects")
-"""Those that are measured, in this order."""
+BEHAVIOURS = ("indirect objects", INDUCTION)
+"""Those that are measured, in this order: the one with the shorter prompts first."""
+_BY_HAND = "patchclamp.methods.circuits in Python, with pairs and a metric of your own"
+LEAST_SECONDS = 5.0
 _SHARE = 0.4
 _MEASURING = 0.25
 _MAX_EDGES = 4_000_000
@@ -92,16 +95,19 @@ LAYER_PLANS = tuple(
 
 def circuits(ctx: Context) -> Section | None:
     """The circuit section, or None where there is nothing to explain or no time to."""
+    if ctx.budget.left < LEAST_SECONDS:
+        _skip(ctx, "the circuit section", f"{ctx.budget.left:.0f} s were left for it")
+        return None
     broken = ctx.net.capture_error()
     if broken is not None:
-        _skip(ctx, "the circuit section", broken.what)
+        _skip(ctx, "the circuit section", broken.what, how=_BY_HAND)
         return None
     try:
         if ctx.material.kind is RowKind.TEXT and ctx.net.tokenizer is not None:
             return _of_behaviour(ctx)
         return _of_classes(ctx)
     except PatchclampError as e:
-        _skip(ctx, "the circuit section", str(e))
+        _skip(ctx, "the circuit section", e.what, how=e.hint or _BY_HAND)
         return None
 
 
@@ -122,6 +128,7 @@ def _of_behaviour(ctx: Context) -> Section | None:
             blocks=(behaviours(tried),),
         )
     wiring = wire(ctx.net)
+    shortest = 0  # prompts that were too long for the time
     for performance in able:
         task = shipped_task(
             ctx.net,
@@ -130,10 +137,16 @@ def _of_behaviour(ctx: Context) -> Section | None:
             num_held_out=PLANS[0].pairs,
             seed=ctx.seed,
         )
+        length = max(p.clean.shape[1] for p in task.train)
+        if shortest and length >= shortest:
+            why = "its prompts are longer than those for which the time was too short"
+            _skip(ctx, f"the circuit of '{performance.name}'", why, performance.name)
+            continue
         pairs = contrasts_of(ctx.net, task.train)[0]
         plan = _affordable(ctx, wiring, pairs, performance.name, PLANS)
         if plan is not None:
             return _explained(ctx, wiring, performance.name, plan, tried)
+        shortest = length
     return Section(
         id="circuit",
         title="Circuits of behaviours",
@@ -155,7 +168,7 @@ def _tried(ctx: Context) -> list[Performance]:
             task = shipped_task(ctx.net, name, num=1, num_held_out=16, seed=ctx.seed)
             made.append(performs(ctx.net, task.held_out, seed=ctx.seed))
         except PatchclampError as e:
-            _skip(ctx, f"the behaviour '{name}'", str(e), name)
+            _skip(ctx, f"the behaviour '{name}'", e.what, how=e.hint or _BY_HAND)
     return made
 
 
@@ -186,17 +199,28 @@ def _of_classes(ctx: Context) -> Section | None:
             "the circuit section",
             "the network neither reads text nor classifies the data, so there are no pairs to "
             "explain a difference between",
+            how=_BY_HAND,
         )
         return None
     layers = net.graph.attention
     if not layers:
         found = find_layers(net.graph.capture.graph)
+        if len(found) < 2:
+            _skip(
+                ctx,
+                "the circuit section",
+                "fewer than two layers of the network can be taken apart into units, so there is "
+                "nothing between its input and its output",
+                how=_BY_HAND,
+            )
+            return None
         size = sum(x.num_in for x in found) * sum(x.num_out for x in found)
         if size > _MAX_EDGES:
             _skip(
                 ctx,
                 "the circuit section",
                 f"{size:,} pairs of units or channels are too many to hold for every row",
+                how=_BY_HAND,
             )
             return None
     logits = plain_output(net, material, batch_size=64)
@@ -283,7 +307,7 @@ def _affordable(
 
 
 def head_types(ctx: Context) -> dict[Node, str]:
-    """The strongest type of every head that has one; none where the time is short."""
+    """A type for every head that has one, by where it looks rather than by what it copies."""
     rows = _TYPED_ROWS * _TYPED_LENGTH / max(1, _row_length(ctx))
     if 3 * rows * seconds_per_row(ctx.net, ctx.material) > ctx.budget.share(0.05):
         _skip(ctx, "types of heads", "one more pass over long rows was too much for the time")
@@ -291,10 +315,10 @@ def head_types(ctx: Context) -> dict[Node, str]:
     try:
         table = HeadTyping(num_rows=_TYPED_ROWS, length=_TYPED_LENGTH, seed=ctx.seed).run(ctx.net)
     except PatchclampError as e:
-        _skip(ctx, "types of heads", str(e))
+        _skip(ctx, "types of heads", e.what, how=e.hint or _BY_HAND)
         return {}
     return {
-        Node(f"attn.{layer}.z", head): str(kinds[0])
+        Node(f"attn.{layer}.z", head): min(kinds, key=lambda k: k is HeadKind.COPY)
         for (layer, head), kinds in kinds_of(table).items()
         if kinds
     }
@@ -305,8 +329,8 @@ def _row_length(ctx: Context) -> int:
     return _TYPED_LENGTH if tokens is None else int(tokens.shape[1])
 
 
-def _skip(ctx: Context, what: str, why: str, task: str = "") -> None:
-    how = "a larger --budget"
-    if task in BEHAVIOURS:
-        how = f"patchclamp circuit {ctx.net.name} --task '{task}'"
+def _skip(ctx: Context, what: str, why: str, task: str = "", how: str = "") -> None:
+    if not how:
+        command = f"patchclamp circuit {ctx.net.name} --task '{task}'"
+        how = command if task in BEHAVIOURS else "a larger --budget"
     ctx.budget.skip(what, why, how)

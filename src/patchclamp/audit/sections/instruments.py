@@ -40,6 +40,7 @@ from patchclamp.truth.planted_units import (
 _ROWS = 480
 _SEPARATION = 2.0
 _LEVEL = 0.05
+_SECONDS_FOR_EDGES = 5.0
 _PLAN = plan(_SEPARATION)
 
 
@@ -135,6 +136,13 @@ def instruments(ctx: Context) -> Section:
 
 def _edges(ctx: Context) -> tuple[Recovered, ...]:
     """The circuit method on planted circuits; nothing where no circuit will be looked for."""
+    if ctx.budget.left < _SECONDS_FOR_EDGES:
+        ctx.budget.skip(
+            "edge attribution on planted circuits",
+            f"{ctx.budget.left:.0f} s were left",
+            "a larger --budget",
+        )
+        return ()
     kind = planted_edges.kind_of(ctx.net)
     return () if kind is None else planted_edges.recovered(kind)
 

@@ -114,7 +114,7 @@ class LayerWiring(Wiring):
             output, values = self._ran(
                 self.engine.capture.graph, call, record=[layer.data for layer in self.layers]
             )
-        return Recording(values=tuple(values), output=output)
+        return Recording(values=tuple(v.detach() for v in values), output=output)
 
     def slopes(
         self,
@@ -228,7 +228,7 @@ class LayerWiring(Wiring):
             output, values = self._ran(
                 self.mask.graph, call, extra=self._masks(references, cut), record=self.mask.data
             )
-        return Recording(values=tuple(values), output=output)
+        return Recording(values=tuple(v.detach() for v in values), output=output)
 
     def _masks(self, references: Sequence[Tensor], cut: Tensor) -> list[Tensor]:
         """Reference and mask of every layer in turn."""

@@ -88,7 +88,7 @@ class StreamWiring(Wiring):
     def _batched(self, values: Sequence[Tensor], num_rows: int) -> list[Tensor]:
         """Values as (B, P, D) or (B, H, P, K), also those made once for all examples."""
         return [
-            _with_rows(value, num_rows)
+            _with_rows(value.detach(), num_rows)  # a summand may be a parameter itself
             if source.attention is None
             else heads_first(value, source.attention)
             for source, value in zip(self.streams.sources, values, strict=True)

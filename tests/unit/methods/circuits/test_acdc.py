@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,12 +27,18 @@ from tests.networks import opened
 
 RESAMPLE = References(kind=Ablation.RESAMPLE)
 
+Planted = tuple[PlantedCircuit, Wiring, Contrast]
 
-def wired(planted: PlantedCircuit) -> tuple[Wiring, Contrast]:
+
+@cache
+def wired(name: str, form: Form, pairs: Pairs = Pairs.ALL) -> Planted:
+    planted = motif(name, 1, form, pairs=pairs)
     net = patchclamp.open(planted.module, planted.clean[:2])
-    return wire(net), contrast(net, planted.clean, planted.corrupt, planted.metric)
+    c = contrast(net, planted.clean, planted.corrupt, planted.metric)
+    return planted, wire(net), c
 
 
+@cache
 def perceptron() -> tuple[Wiring, Contrast]:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
@@ -43,9 +50,11 @@ def perceptron() -> tuple[Wiring, Contrast]:
 def oracle(w: Wiring, c: Contrast, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Noising with a mask run for every single edge, and nothing left out."""
 
+    whole = metric_rows(w, [c], [w.possible], RESAMPLE)
+
     def distance(kept: np.ndarray) -> float:
-        rows = metric_rows(w, [c], [w.possible, kept], RESAMPLE)
-        return float((rows[1] - rows[0]).abs().double().mean())
+        rows = metric_rows(w, [c], [kept], RESAMPLE, batch_size=64)
+        return float((rows - whole).abs().double().mean())
 
     kept, scores, now = w.possible.copy(), np.zeros(w.possible.shape), 0.0
     for reader, writer in np.argwhere(w.possible)[::-1]:
@@ -72,7 +81,7 @@ def test_the_sequence_is_the_naive_one(threshold: float) -> None:
 
 
 def test_the_sequence_is_the_naive_one_in_a_transformer() -> None:
-    w, c = wired(motif("backup", 1))
+    _, w, c = wired("backup", Form.TRANSFORMER)
     found = ACDC(threshold=0.01, direction=Direction.NOISING, batch_size=64).run(w, c)
     kept, scores = oracle(w, c, 0.01)
     np.testing.assert_array_equal(found.circuit.kept, kept)
@@ -92,8 +101,7 @@ def test_batches_do_not_matter() -> None:
 
 
 def test_one_direction_is_blind_and_both_are_not() -> None:
-    planted = motif("or", 0, Form.TRANSFORMER, pairs=Pairs.TOGETHER)
-    w, c = wired(planted)
+    planted, w, c = wired("or", Form.MLP, Pairs.TOGETHER)
     kept = {d: set(ACDC(direction=d, batch_size=64).run(w, c).circuit.edges()) for d in Direction}
     assert kept[Direction.BOTH] == planted.active
     assert kept[Direction.DENOISING] == planted.active
@@ -103,9 +111,8 @@ def test_one_direction_is_blind_and_both_are_not() -> None:
 
 
 def test_nothing_is_kept_where_nothing_that_matters_differs() -> None:
-    planted = motif("and", 0, Form.MLP)
-    net = patchclamp.open(planted.module, planted.clean[:2])
-    w = wire(net)
+    planted, w, _ = wired("and", Form.MLP)
+    net = w.net
     true = {e.writer.unit for e in planted.structural if e.writer.site == ":input"}
     corrupt = planted.clean.clone()
     others = [i for i in range(corrupt.shape[1]) if i not in true]
@@ -155,8 +162,7 @@ def circuit_of(w: Wiring, readers: list[int]) -> Circuit:
 
 
 def test_it_starts_from_a_circuit() -> None:
-    planted = motif("and", 0, Form.MLP)
-    w, c = wired(planted)
+    planted, w, c = wired("and", Form.MLP)
     start = np.zeros_like(w.possible)
     for edge in planted.active:
         start[index_of(w, edge)] = True
@@ -169,8 +175,7 @@ def test_it_starts_from_a_circuit() -> None:
 
 
 def test_it_can_be_stopped_by_a_number_of_runs() -> None:
-    planted = motif("and", 0, Form.MLP)
-    w, c = wired(planted)
+    _, w, c = wired("and", Form.MLP)
     whole = ACDC(batch_size=64).run(w, c)
     part = ACDC(batch_size=64, max_runs=20).run(w, c)
     assert not whole.stopped
@@ -242,7 +247,7 @@ def test_bad_options(options: dict[str, float], words: str) -> None:
 
 def test_bad_circuits_and_outputs() -> None:
     w, c = perceptron()
-    other, _ = wired(motif("and", 0, Form.MLP))
+    _, other, _ = wired("and", Form.MLP)
     with pytest.raises(EngineError, match="not one of"):
         ACDC().run(w, c, within=circuit_of(other, []))
     torch.manual_seed(0)

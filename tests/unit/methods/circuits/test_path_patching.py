@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,7 @@ def test_a_path_of_one_edge_is_that_edge(name: str) -> None:
     torch.testing.assert_close(one.metric_corrupt, exact.metric_corrupt)
 
 
+@cache
 def induction() -> tuple[PlantedCircuit, PlantedTransformer, Wiring, Contrast]:
     planted = hard_variant("induction", Variant.DECOYS)
     assert isinstance(planted.module, PlantedTransformer)
