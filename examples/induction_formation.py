@@ -16,7 +16,6 @@ It takes about five minutes on one core and prints one line a run, then a table.
 After Singh et al. 2024, "What needs to go right for an induction head?".
 """
 
-# ruff: noqa: T201  (an example prints)
 from __future__ import annotations
 
 import argparse

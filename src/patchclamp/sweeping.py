@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from patchclamp.core.edit_kinds import KINDS, Mean, Patch, Resample
@@ -42,6 +43,7 @@ from patchclamp.core.progress import SILENT, Progress
 from patchclamp.core.sites import Tap
 from patchclamp.engine.cells import OVER, Cell, Cutter, Groups, bytes_of, is_layered, layer_of
 from patchclamp.engine.changes import transforms
+from patchclamp.engine.few_classes import FewClasses, few_classes
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.protocol import EngineName
 from patchclamp.engine.targets import Metric, Target, as_metric, measured, measured_there
@@ -54,9 +56,9 @@ if TYPE_CHECKING:
     from patchclamp.net import Net
 
 DEFAULT_MEMORY = "2GB"
-_RUN_COST = 8
-"""Rows of a forward pass that cost as much as one more run of the wavefront: the weights are
-read once a run. Runs whose cells would cost less than this together are put into one."""
+_RUN_ROWS = 1500
+"""Rows (cells x examples x positions) of one run: more no longer makes products faster, and
+what lies between them no longer fits into the caches."""
 
 
 class Direction(StrEnum):
@@ -265,35 +267,37 @@ class _Job:
     def by_wavefront(self) -> _Made:
         """All cells together on the graph engine."""
         try:
-            engine = self.net._engine(EngineName.GRAPH, self.base, self.taps)
+            engine = self.net.graph_for(self.base)
         except CaptureError as e:
             raise EngineError(
                 f"{self.net.name} has no graph engine to sweep on: {e.what}",
                 hint="engine='hooks' runs one forward pass per cell",
             ) from e
-        assert isinstance(engine, GraphEngine)
         wave = Wavefront(engine, self.base)
         addresses = wave.order([tap.site.address for tap in self.taps])
-        at = self.metric.position if wave.has_rows(None) else None
-        wave.prepare(addresses, position=at)
-        rows = torch.arange(wave.num_examples)
-        base = measured(self.metric, wave.base_output(), rows)
+        reading = _Reading.of(engine, wave, self.metric)
+        wave.prepare(addresses, output=reading.address, position=reading.position)
+        base = reading.whole(wave.base_output(reading.address))
         other = None
         if self.other is not None:
-            raw, found = engine.run(self.other, record=addresses)
+            few = reading.few
+            recorded = addresses if few is None else [*addresses, few.address]
+            raw, found = engine.run(self.other, record=recorded, output=few is None)
             self.sources.update(found)
-            other = measured(self.metric, principal(raw), rows)
+            other = reading.whole(principal(raw) if few is None else found[few.address])
         cells = self._cells(wave.base)
-        firsts = [self._first(wave, cell) for cell in cells]
+        firsts = self._firsts(wave, cells)
         values = base.repeat(len(cells), 1)
+        place = {address: n for n, address in enumerate(addresses)}
         live = [i for i, first in enumerate(firsts) if first is not None]
-        runs = _Runs(wave, addresses, at, self)
+        live.sort(key=lambda i: place[cells[i].tap.site.address])
+        runs = _Runs(wave, addresses, reading, self)
         self.progress.start("sweep", total=len(live), unit="cells")
-        for first, members in _together(live, firsts, wave.length):
-            for part in runs.chunks(members, first):
-                found_there = runs.run([cells[i] for i in part], first)
-                values[torch.tensor([part[k] for k in found_there.order])] = found_there.values
-                self.progress.advance(len(part))
+        for part in runs.chunks(live, firsts):
+            values[torch.tensor(part)] = runs.run(
+                [cells[i] for i in part], [firsts[i] or 0 for i in part]
+            )
+            self.progress.advance(len(part))
         self.progress.finish()
         skipped = len(cells) - len(live)
         return _Made(cells, values, base, other, skipped, runs.num, runs.max_bytes)
@@ -349,43 +353,164 @@ class _Job:
         change = transforms([(self._edit(cell), cell.tap)])
         return change[cell.tap.site.address](raw)
 
-    def _first(self, wave: Wavefront, cell: Cell) -> int | None:
-        """The first position that the cell's edit may change; None if it changes nothing."""
-        address = cell.tap.site.address
-        if self.skip:
-            return wave.first_change(address, self.edited(cell, wave.base(address)))
-        places = next((cell.where[a] for a in ("position", "query") if a in cell.where), None)
-        return min(places) if places and wave.has_rows(address) else 0
+    def _firsts(self, wave: Wavefront, cells: Sequence[Cell]) -> list[int | None]:
+        """The first position that each cell's edit may change; None if it changes nothing."""
+        differences: dict[str, _Difference] = {}
+        firsts: list[int | None] = []
+        for cell in cells:
+            tap, address = cell.tap, cell.tap.site.address
+            row = next((a for a in ROWS if a in tap.axes and wave.has_rows(address)), None)
+            if not self.skip:
+                firsts.append(min(cell.where[row]) if row in cell.where else 0)
+                continue
+            raw = wave.base(address)
+            if self.edit is not None:
+                edited = tap.view.read(self.edited(cell, raw))
+                firsts.append(_Difference.of(edited, tap.view.read(raw), tap, (), row).first({}))
+                continue
+            if tap.label not in differences:
+                source = tap.view.read(self.sources[address])
+                kept = tuple(cell.where)
+                differences[tap.label] = _Difference.of(source, tap.view.read(raw), tap, kept, row)
+            firsts.append(differences[tap.label].first(cell.where))
+        return firsts
+
+    def variants(self, cells: Sequence[Cell], raw: torch.Tensor, axis: int) -> torch.Tensor:
+        """A site's raw value with each cell's edit, along its batch axis."""
+        if not cells:
+            return raw.narrow(axis, 0, 0)
+        if self.edit is not None:
+            return torch.cat([self.edited(cell, raw) for cell in cells], axis)
+        size = raw.shape[axis]
+        made = raw.repeat([len(cells) if i == axis else 1 for i in range(raw.ndim)])
+        for k, cell in enumerate(cells):
+            view, axes = cell.tap.view, cell.tap.axes
+            into = view.read(made.narrow(axis, k * size, size))
+            source = view.read(self.sources[cell.tap.site.address])
+            _copy(into, source, [(axes.index(a), rows) for a, rows in cell.where.items()])
+        return made
+
+
+ROWS = ("position", "query")
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Values (cell, example) of one run, and which of the cells each row is."""
+class _Difference:
+    """Where an edit may change a site: bool, over the axes that cells are cut along and rows.
 
-    order: Sequence[int]
-    values: torch.Tensor
+    Attributes:
+        axes: their names.
+        row: the one that positions lie along, or None.
+    """
+
+    moved: np.ndarray
+    axes: tuple[str, ...]
+    row: str | None
+
+    @staticmethod
+    def of(
+        new: torch.Tensor, old: torch.Tensor, tap: Tap, kept: tuple[str, ...], row: str | None
+    ) -> _Difference:
+        moved = new != old
+        axes = tuple(a for a in tap.axes if a in kept or a == row)
+        others = [i for i, a in enumerate(tap.axes) if a not in axes]
+        if others:
+            moved = moved.any(others)
+        return _Difference(moved.cpu().numpy(), axes, row)
+
+    def first(self, where: Mapping[str, Sequence[int]]) -> int | None:
+        """The first position that moves within a cell (0 without positions), or None."""
+        part = self.moved
+        for n, axis in enumerate(self.axes):
+            if axis in where:
+                part = part.take(list(where[axis]), n)
+        if not part.any():
+            return None
+        if self.row is None:
+            return 0
+        n = self.axes.index(self.row)
+        rows = np.moveaxis(part, n, 0).reshape(part.shape[n], -1).any(1)
+        first = int(rows.argmax())
+        return where[self.row][first] if self.row in where else first
+
+
+def _copy(
+    into: torch.Tensor, source: torch.Tensor, where: Sequence[tuple[int, Sequence[int]]]
+) -> None:
+    """Write the chosen rows of some axes; at most one of them lists rows that are apart."""
+    listed: tuple[int, torch.Tensor] | None = None
+    for axis, rows in where:
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            into = into.narrow(axis, rows[0], len(rows))
+            source = source.narrow(axis, rows[0], len(rows))
+        else:
+            assert listed is None
+            listed = axis, torch.tensor(rows, device=into.device)
+    if listed is None:
+        into.copy_(source)
+    else:
+        into.index_copy_(*listed, source.index_select(*listed))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Where the metric is read off: the output, or what its last projection is applied to."""
+
+    wave: Wavefront
+    metric: Metric
+    few: FewClasses | None
+    position: int | None
+
+    @staticmethod
+    def of(engine: GraphEngine, wave: Wavefront, metric: Metric) -> _Reading:
+        few = few_classes(engine, metric)
+        at = metric.position if wave.has_rows(None if few is None else few.address) else None
+        return _Reading(wave, metric, few, at)
+
+    @property
+    def address(self) -> str | None:
+        return None if self.few is None else self.few.address
+
+    def whole(self, raw: torch.Tensor) -> torch.Tensor:
+        """The metric of a value that holds all positions."""
+        if self.position is not None:
+            raw = self.wave.at_position(raw, self.address, self.position)
+        return self.there(raw)
+
+    def there(self, raw: torch.Tensor) -> torch.Tensor:
+        """The metric of a value that holds the wanted position only, where there is one."""
+        output = raw if self.few is None else self.few.logits(raw)
+        rows = torch.arange(self.wave.num_examples).repeat(len(output) // self.wave.num_examples)
+        measure = measured if self.position is None else measured_there
+        return measure(self.metric, output, rows)
 
 
 class _Runs:
     """Runs of one wavefront, kept within the memory."""
 
     def __init__(
-        self, wave: Wavefront, addresses: Sequence[str], position: int | None, job: _Job
+        self, wave: Wavefront, addresses: Sequence[str], reading: _Reading, job: _Job
     ) -> None:
-        self.wave, self.addresses, self.position, self.job = wave, addresses, position, job
+        self.wave, self.addresses, self.reading, self.job = wave, addresses, reading, job
         self.num, self.max_bytes = 0, 0
         self._each: dict[int, int] = {}
 
     def _bytes(self, first: int) -> int:
         if first not in self._each:
             self._each[first] = self.wave.bytes_per_variant(
-                self.addresses, first_row=first, position=self.position
+                self.addresses,
+                output=self.reading.address,
+                first_row=first,
+                position=self.reading.position,
             )
         return self._each[first]
 
-    def chunks(self, members: Sequence[int], first: int) -> Iterator[Sequence[int]]:
-        """The cells in pieces that fit into the memory."""
-        each = self._bytes(first)
+    def chunks(self, live: Sequence[int], firsts: Sequence[int | None]) -> Iterator[Sequence[int]]:
+        """The cells, from the first site to the last, in pieces that fit into the memory."""
+        if not live:
+            return
+        starts = [firsts[i] or 0 for i in live]
+        each = self._bytes(min(starts))
         size = self.job.memory // each
         if size < 1:
             raise OptionError(
@@ -394,58 +519,33 @@ class _Runs:
                 expected=f"at least {each:,}",
                 hint="give fewer examples, or memory='4GB'",
             )
-        num = math.ceil(len(members) / size)
-        width = math.ceil(len(members) / num)
-        for start in range(0, len(members), width):
-            yield members[start : start + width]
+        length = max(1, self.wave.length)
+        rows = self.wave.num_examples * sum(length - start for start in starts)
+        num = max(math.ceil(len(live) / size), round(rows / _RUN_ROWS), 1)
+        width = math.ceil(len(live) / num)
+        for start in range(0, len(live), width):
+            yield live[start : start + width]
 
-    def run(self, cells: Sequence[Cell], first: int) -> _Found:
-        """The metric of these cells."""
+    def run(self, cells: Sequence[Cell], firsts: Sequence[int]) -> torch.Tensor:
+        """The metric of these cells (cell, example), which come in the order of their sites."""
         by_site: dict[str, list[int]] = {address: [] for address in self.addresses}
         for k, cell in enumerate(cells):
             by_site[cell.tap.site.address].append(k)
         output = self.wave.run(
             {a: self._variants(a, [cells[k] for k in ks]) for a, ks in by_site.items()},
-            first_row=first,
-            position=self.position,
+            output=self.reading.address,
+            first_row={a: [firsts[k] for k in ks] for a, ks in by_site.items()},
+            position=self.reading.position,
         )
         self.num += 1
-        self.max_bytes = max(self.max_bytes, len(cells) * self._bytes(first))
-        metric, examples = self.job.metric, self.wave.num_examples
-        rows = torch.arange(examples).repeat(len(cells))
-        measure = measured if self.position is None else measured_there
-        values = measure(metric, output, rows).reshape(len(cells), examples)
-        return _Found([k for ks in by_site.values() for k in ks], values)
+        self.max_bytes = max(self.max_bytes, len(cells) * self._bytes(min(firsts)))
+        return self.reading.there(output).reshape(len(cells), self.wave.num_examples)
 
     def _variants(
         self, address: str, cells: Sequence[Cell]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         axis = self.wave.batch_axis(address)
-
-        def make(raw: torch.Tensor) -> torch.Tensor:
-            if not cells:
-                return raw.narrow(axis, 0, 0)
-            return torch.cat([self.job.edited(cell, raw) for cell in cells], axis)
-
-        return make
-
-
-def _together(
-    live: Sequence[int], firsts: Sequence[int | None], length: int
-) -> list[tuple[int, list[int]]]:
-    """Cells by their first edited position, few cells together with those before them."""
-    groups: dict[int, list[int]] = {}
-    for i in live:
-        first = firsts[i]
-        assert first is not None
-        groups.setdefault(first, []).append(i)
-    merged: list[tuple[int, list[int]]] = []
-    for first in sorted(groups):
-        if merged and len(groups[first]) * (first - merged[-1][0]) <= _RUN_COST:
-            merged[-1][1].extend(groups[first])
-        else:
-            merged.append((first, list(groups[first])))
-    return merged
+        return lambda raw: self.job.variants(cells, raw, axis)
 
 
 # ---- what is swept ------------------------------------------------------------------

@@ -7,24 +7,17 @@ metric is the difference of the two logits. The steps are those of
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.core.circuit import Circuit, Reader
+from patchclamp.core.circuit import Provenance
 from patchclamp.core.errors import DataError
-from patchclamp.core.findings import Json
 from patchclamp.core.progress import Progress
-from patchclamp.methods.circuits.ablation import references
 from patchclamp.methods.circuits.behaviour import LEAST_PAIRS, Performance
 from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.evaluation import Evaluation, parts
-from patchclamp.methods.circuits.exact_edges import Effects, ExactEdges
-from patchclamp.methods.circuits.masks import connected
 from patchclamp.methods.circuits.metrics import LogitDifference
 from patchclamp.methods.circuits.search import CircuitSearch, Found
 from patchclamp.methods.circuits.wiring import Wiring
@@ -140,71 +133,12 @@ def _performance(
 def explain(
     wiring: Wiring, pairs: ClassPairs, search: CircuitSearch, *, progress: Progress
 ) -> Found:
-    """Score, keep, check: the steps of `CircuitSearch` on pairs of inputs."""
-    train, held_out = [pairs.train], [pairs.held_out]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        scores = search.attribution.run(wiring, train, progress=progress)
-    noted = [*wiring.notes, *(str(w.message) for w in caught), *scores.caveats]
-    held = references(wiring, train, search.ablation, batch_size=search.batch_size)
-    evaluation = Evaluation(
-        fractions=search.fractions,
-        num_random=search.num_random,
-        batch_size=search.batch_size,
+    """Score, keep, check, on pairs of inputs."""
+    drawn = Provenance(
+        task=pairs.name,
         seed=search.seed,
+        options={"num": pairs.train.num_rows, "num_held_out": pairs.held_out.num_rows},
     )
-    curve = evaluation.run(wiring, train, scores.circuit, held, progress=progress)
-    point = curve.size_at(search.level)
-    if point is None:
-        noted.append(f"no measured size stays at a faithfulness of {search.level:g}")
-    kept = scores.circuit.top(scores.circuit.num_possible if point is None else point.num_edges)
-    circuit = _recorded(kept.with_kept(connected(wiring, kept.kept)), pairs, search)
-    exact = ExactEdges(batch_size=search.batch_size)
-    effects = exact.run(wiring, train, circuit.top(search.verify).edges(), held, progress=progress)
-    return Found(
-        circuit=circuit,
-        wiring=wiring,
-        performance=pairs.performance,
-        scores=scores,
-        effects=effects,
-        agreement=agreement(circuit, effects),
-        train=curve,
-        held_out=evaluation.run(wiring, held_out, circuit, held, progress=progress),
-        parts=parts(
-            wiring,
-            held_out,
-            circuit,
-            held,
-            max_edges=search.max_parts,
-            batch_size=search.batch_size,
-        ),
-        warnings=tuple(dict.fromkeys(noted)),
+    return search.on(
+        wiring, [pairs.train], [pairs.held_out], pairs.performance, drawn, progress=progress
     )
-
-
-def _recorded(circuit: Circuit, pairs: ClassPairs, search: CircuitSearch) -> Circuit:
-    options: dict[str, Json] = {
-        "num": pairs.train.num_rows,
-        "num_held_out": pairs.held_out.num_rows,
-        "held_out_hash": pairs.held_out.data_hash,
-        "attribution": dict(circuit.record.options),
-        "level": search.level,
-        "fractions": list(search.fractions),
-        "batch_size": search.batch_size,
-        "search_seed": search.seed,
-    }
-    record = replace(circuit.record, ablation=search.ablation, seed=search.seed, options=options)
-    return replace(circuit, record=record)
-
-
-def agreement(circuit: Circuit, effects: Effects) -> float:
-    """Spearman's rank correlation of first-order scores and exact sizes; 0 for fewer than three."""
-    if len(effects.edges) < 3:
-        return 0.0
-    row = {r: i for i, r in enumerate(circuit.readers)}
-    column = {w: i for i, w in enumerate(circuit.writers)}
-    first = [
-        abs(circuit.scores[row[Reader(e.reader, e.slot)], column[e.writer]]) for e in effects.edges
-    ]
-    ranks = [np.argsort(np.argsort(x)) for x in (np.array(first), effects.sizes.numpy())]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -42,11 +42,12 @@ def circuit(
     num: int | None = None,
     held_out: int | None = None,
     seed: int = 0,
-    level: float = 0.8,
+    level: float = 0.9,
     ablation: AblationName = "resample",
     direction: DirectionName = "both",
     path: PathName = "inputs",
     steps: int = 4,
+    mixed: int = 1,
     sign: SignName = "absolute",
     verify: int = 32,
     batch_size: int = 16,
@@ -75,6 +76,7 @@ def circuit(
         direction: ends at which gradients are taken: clean, corrupt or both.
         path: what moves along the points between the two ends.
         steps: points between the two ends.
+        mixed: pairs of points at which some places are clean and the others corrupt.
         sign: how effects of examples are added up.
         verify: edges whose effect is measured exactly, largest first.
         batch_size: pairs that run at a time.
@@ -91,6 +93,7 @@ def circuit(
         ("--held-out", held_out, 1),
         ("--seed", seed, 0),
         ("--steps", steps, 1),
+        ("--mixed", mixed, 0),
         ("--verify", verify, 1),
         ("--batch-size", batch_size, 1),
     ):
@@ -112,6 +115,8 @@ def circuit(
             direction=first_order.Direction(direction),
             path=first_order.Path(path),
             steps=steps,
+            mixed=mixed,
+            seed=seed,
             sign=first_order.Sign(sign),
             batch_size=batch_size,
         ),
@@ -129,7 +134,7 @@ def circuit(
         found = None
         if force or performance.objection is None:
             progress.note(f"{net.name} is right on {performance.accuracy:.0%} of '{made.name}'")
-            found = search.run(net, made, progress=progress)
+            found = search.run(net, made, performance=performance, progress=progress)
             # The circuit and what is said of it come first: a drawing that fails loses neither.
             outputs.write_circuit(found)
     if found is None:  # data is written where no bar is drawn: bars take stdout for themselves
@@ -202,6 +207,7 @@ class Asked:
             "--direction": search.attribution.direction,
             "--path": search.attribution.path,
             "--steps": search.attribution.steps,
+            "--mixed": search.attribution.mixed,
             "--sign": search.attribution.sign,
             "--verify": search.verify,
             "--batch-size": search.batch_size,

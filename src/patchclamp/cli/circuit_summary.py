@@ -170,11 +170,13 @@ def warn(found: Found, level: float) -> None:
             f"larger is not always more faithful: {curve.num_falls} of {len(curve.points)} steps "
             "of the held-out curve fall, because some edges work against the behaviour"
         )
-    if not reached(found, level):
+    point = found.train.size_at(level)
+    if point is None or point.share >= 1:
+        said.append(f"no part of the network has a faithfulness of {level:g} on the training pairs")
+    elif not reached(found, level):
         said.append(
-            f"there is no small circuit of faithfulness {level:g} here: "
-            f"{found.circuit.num_edges:,} of {found.circuit.num_possible:,} edges reach "
-            f"{_number(found.parts.faithfulness)} on held-out pairs"
+            f"the circuit does not reach {level:g} on held-out pairs, but "
+            f"{_number(found.parts.faithfulness)}; give more pairs, or a higher --level"
         )
     for text in said:
         terminal.message(f"warning: {text}")

@@ -69,7 +69,12 @@ class Packing:
         return _spread(_flat(value, axes), axes, part)
 
     def unpacked(
-        self, value: torch.Tensor, base: torch.Tensor, axes: Axes, want: Rows, num_variants: int
+        self,
+        value: torch.Tensor,
+        base: torch.Tensor | None,
+        axes: Axes,
+        want: Rows,
+        num_variants: int,
     ) -> torch.Tensor:
         """The wanted rows of so many variants as a plain batch, filled up from the baseline."""
         assert axes.row is not None
@@ -78,6 +83,7 @@ class Packing:
         if chosen is not None:
             rows = rows.index_select(0, chosen)
         if self.last_first > want.start:
+            assert base is not None
             part = narrow_rows(base, axes, Rows(0, self.length), want)
             front = _flat(part, axes)
             num = num_variants * self.num_examples * want.size

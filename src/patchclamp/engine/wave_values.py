@@ -141,15 +141,18 @@ class Filled(Fetch):
 
     def _of_packing(self, state: State, num: int, total: int) -> torch.Tensor:
         """A packed value, or a plain one from a packed one."""
-        packing, base = state.packing, state.values[self.node]
+        packing = state.packing
+        base = state.values.get(self.node)  # there wherever something has to be filled up
         assert packing is not None
-        assert isinstance(base, torch.Tensor)
+        assert base is None or isinstance(base, torch.Tensor)
         if num == 0 or self.axes.row is None:
+            assert base is not None
             return packing.of_base(base, self.axes, 0, total)
         value = self._value(state)
         if self.held is not Take.PACKED:
             value = packing.packed(value, self.axes, state.rows[self.held], num)
         if num < total:
+            assert base is not None
             rest = packing.of_base(base, self.axes, num, total)
             value = join_packed([value, rest], self.axes)
         if self.want is Take.PACKED:

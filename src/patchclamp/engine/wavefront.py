@@ -181,6 +181,15 @@ class Wavefront:
         """The baseline's value of an output (None: the principal one)."""
         return self.base(self._output(output).address)
 
+    def at_position(self, raw: torch.Tensor, address: str | None, position: int) -> torch.Tensor:
+        """One position of an output's raw value, as `run` gives it."""
+        node = self._output(address)
+        row, axes = self._row(node, position), self._layout.parts(node)[None]
+        assert row is not None
+        assert axes.row is not None
+        one = narrow_rows(raw, axes, self._layout.all, Rows(row, row + 1))
+        return one if axes.merged else one.select(axes.row, 0)
+
     def has_rows(self, address: str | None) -> bool:
         """Whether a value (None: the principal output) has positions that can be told apart."""
         node = self._output(address)
@@ -193,19 +202,6 @@ class Wavefront:
         if axis is None:
             raise EngineError(f"'{address}' has no batch axis, so it can have no variants")
         return axis
-
-    def first_change(self, address: str, value: torch.Tensor) -> int | None:
-        """First position at which a raw value differs from the baseline's; None for nowhere.
-
-        0 for values without positions.
-        """
-        (node,) = self._find([address])
-        base, axes = self.base(address), self._layout.parts(node)[None]
-        moved = value != base
-        if axes.row is None or axes.merged:
-            return 0 if bool(moved.any()) else None
-        rows = moved.movedim(axes.row, 0).flatten(1).any(1).nonzero()
-        return int(rows[0]) if rows.numel() else None
 
     def bytes_per_variant(
         self,
@@ -253,6 +249,8 @@ class Wavefront:
         if rule is None or not self._layout.has_rows(x):
             return False
         place = self._layout.sources(node).index(x)
+        if sum(scope.reach[i] > 0 for i in self._layout.sources(node)) > 1:
+            return True  # one of them may hold all rows, where rows were mixed on its way
         return rule.mixes or (rule.sliced is not None and not rule.sliced[place])
 
     def _required(self, scope: Scope) -> set[Node]:
@@ -451,7 +449,8 @@ class Wavefront:
             device=self._device,
         )
         if each is not None and len(firsts) > 1:
-            state.packing = Packing(each, self.num_examples, self.length, self._device)
+            held = each if one is None else [min(row, one) for row in each]
+            state.packing = Packing(held, self.num_examples, self.length, self._device)
         early = one is not None and one < first  # the wanted row lies before every edit
         for step in plan.steps:
             value = None if early else step.compute(state)

@@ -200,9 +200,9 @@ def test_without_weights_only_faithfulness_is_claimed() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "random", "verdict"),
     [
-        (0.85, 0.99, 0.1, Verdict.HOLDS),
+        (0.92, 0.99, 0.1, Verdict.HOLDS),
         (0.75, 0.99, 0.1, Verdict.UNKNOWN),
-        (0.85, 0.99, 0.9, Verdict.UNKNOWN),
+        (0.92, 0.99, 0.95, Verdict.UNKNOWN),
         (0.5, 0.79, 0.1, Verdict.DOES_NOT_HOLD),
     ],
 )

@@ -270,7 +270,7 @@ class TestFind:
         )
         assert code == 1
         assert out.startswith("tiny-lm, mine: right on 100% of 8 held-out prompts")
-        assert "warning: there is no small circuit of faithfulness 1 here" in err
+        assert "warning: no part of the network has a faithfulness of 1 on the training" in err
         record = recorded(tmp_path / "c.json").record
         assert (record.task, record.options["num"]) == ("mine", 8)
         code, _, err = called("circuits", "reproduce", tmp_path / "c.json")
@@ -345,6 +345,23 @@ class TestFind:
         code, _, err = called(*arguments, "--held-out", 15)
         assert code == 2
         assert "leaves no two pairs to find a circuit on; got 15 of 16" in err
+
+
+def test_a_circuit_that_fails_on_held_out_pairs_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Faithful on the training pairs is not enough."""
+    real = searching.parts
+
+    def worse(*arguments: object, **options: object) -> object:
+        return dataclasses.replace(real(*arguments, **options), faithfulness=0.79)  # type: ignore[arg-type]  # passed on as they are
+
+    monkeypatch.setattr(searching, "parts", worse)
+    arguments = ("circuit", "tiny-lm", "--task", "induction", *FEW, "--out", tmp_path / "c.json")
+    code, _, err = called(*arguments)
+    assert code == 1
+    assert "warning: the circuit does not reach 0.9 on held-out pairs, but 0.79" in err
+    assert (tmp_path / "c.json").exists()
 
 
 class TestReproduce:

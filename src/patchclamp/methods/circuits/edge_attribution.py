@@ -7,8 +7,10 @@ That takes one gradient for all edges together, and no copy of the network per h
 One gradient is blind. Where two writers do the same work (OR, a backup), no single one
 matters at the clean point; where both are needed (AND), no single one matters at the
 corrupt point; where effects change sign on the way between the two (XOR), an average over the way
-cancels. So the default takes gradients at both ends and between them, and adds up
-sizes per example and per point: an edge that matters anywhere is seen. A first-order
+cancels. On the straight way all parts of the input change together, so points between
+see no part without the others (a backup that takes over half way): mixed points, where some places
+come from one run and some from the other, do. So the default takes gradients at both ends, between
+them and at mixed points, and adds up sizes per example and per point. A first-order
 score is a search light, not a measurement; `ExactEdges` measures.
 
 Sources: Nanda 2023 (attribution patching); Syed, Rager & Conmy 2023 (EAP); Hanna,
@@ -94,7 +96,7 @@ class EdgeAttribution:
     Shapes: contrasts hold (example, ...); scores (reader, writer).
     Units: those of the metric, averaged over examples and points. In direction "noising" with
         `sign="signed"`, the change of the metric when an edge carries the corrupt value.
-    Randomness: none.
+    Randomness: which places are mixed, from `seed`.
     Cost: a forward and a backward for each point, and a forward for each end without one.
         Activations: steps x sources forwards and backwards.
     Raises: TargetError where the gradient is exactly zero everywhere.
@@ -105,6 +107,10 @@ class EdgeAttribution:
         direction: ends of the way at which gradients are taken: clean, corrupt or both.
         path: what points between the ends are made of.
         steps: how many points there are between the ends.
+        mixed: pairs of mixed points (with path "inputs"): a random half of the places where the
+            runs differ (positions of a stream, units of a first layer) comes from the other run,
+            then the other half.
+        seed: of the halves.
         sign: see `Sign`.
         batch_size: examples at a time.
     """
@@ -112,6 +118,8 @@ class EdgeAttribution:
     direction: Direction = Direction.BOTH
     path: Path = Path.INPUTS
     steps: int = 4
+    mixed: int = 1
+    seed: int = 0
     sign: Sign = Sign.ABSOLUTE
     batch_size: int = 16
 
@@ -209,7 +217,10 @@ class EdgeAttribution:
         edges, nodes = self._sized(wiring, changes, points)
         num = len(points)
         if self.path is Path.INPUTS:
-            points = list(self._between(wiring, batch, clean.at, changes, wiring.roots))
+            points = [
+                *self._between(wiring, batch, clean.at, changes, wiring.roots),
+                *self._at_mixed(wiring, batch, clean.at, changes),
+            ]
             more_edges, more_nodes = self._sized(wiring, changes, points)
             edges, nodes, num = edges + more_edges, nodes + more_nodes, num + len(points)
         elif self.path is Path.ACTIVATIONS:
@@ -240,6 +251,21 @@ class EdgeAttribution:
             held = {i: start[i] + t * changes[i] for i in sources}
             yield wiring.slopes(batch.clean, batch.metric, batch.rows, held)
 
+    def _at_mixed(
+        self, wiring: Wiring, batch: Batch, start: Sequence[Tensor], changes: Sequence[Tensor]
+    ) -> Iterator[Slopes]:
+        """Slopes where half of the differing places of the roots are corrupt, then the others."""
+        for draw in range(self.mixed):
+            halves = _halves(wiring, changes, self.seed + draw)
+            if halves is None:
+                return  # nothing differs at two places
+            for turned in (False, True):
+                held = {
+                    i: start[i] + (1 - half if turned else half) * changes[i]
+                    for i, half in halves.items()
+                }
+                yield wiring.slopes(batch.clean, batch.metric, batch.rows, held)
+
     def _by_source(
         self, wiring: Wiring, batch: Batch, start: Sequence[Tensor], changes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -266,6 +292,35 @@ class EdgeAttribution:
             edges = edges + (by_edge if signed else by_edge.abs())
             nodes = nodes + (by_node if signed else by_node.abs())
         return edges, nodes
+
+
+def _halves(wiring: Wiring, changes: Sequence[Tensor], seed: int) -> dict[int, Tensor] | None:
+    """For every root a mask, 1 at a random half of the places at which a row differs.
+
+    It depends on the row and the seed only, so that batches do not matter. Roots with as many
+    places share their halves. None where no row differs at two places.
+    """
+    differs: dict[int, Tensor] = {}
+    for i in wiring.roots:
+        changed = (changes[i] != 0).movedim(wiring.place_axis(i), 1)
+        places = changed.reshape(*changed.shape[:2], -1).any(2)
+        size = places.shape[1]
+        differs[size] = differs[size] | places if size in differs else places
+    if not any(bool((d.sum(1) > 1).any()) for d in differs.values()):
+        return None
+    halves = {}
+    for size, where in differs.items():
+        keys = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+        rank = torch.where(where, keys, torch.inf).argsort(1).argsort(1)
+        halves[size] = where & (rank < where.sum(1, keepdim=True) / 2)
+    made = {}
+    for i in wiring.roots:
+        axis = wiring.place_axis(i)
+        half = halves[changes[i].shape[axis]]
+        shape = [half.shape[a] if a == 0 else 1 for a in range(changes[i].ndim)]
+        shape[axis] = half.shape[1]
+        made[i] = half.reshape(shape).to(changes[i].dtype)
+    return made
 
 
 @dataclass(frozen=True)

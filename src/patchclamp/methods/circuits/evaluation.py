@@ -311,7 +311,8 @@ def parts(
         without = circuit.kept.copy()
         without[row[edge.reader, edge.slot], column[edge.writer]] = False
         masks.append(without)
-    progress.start("parts of the circuit", len(masks), "runs")
+    num = len(masks) * sum(-(-c.num_rows // batch_size) for c in contrasts)
+    progress.start("parts of the circuit", num, "runs")
     rows = metric_rows(
         wiring, contrasts, masks, references, batch_size=batch_size, progress=progress
     )

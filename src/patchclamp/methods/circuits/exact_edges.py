@@ -22,9 +22,8 @@ from torch import Tensor
 from patchclamp.core.circuit import Circuit, Edge
 from patchclamp.core.errors import EngineError, OptionError
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.engine.ir import Kind, Node
-from patchclamp.engine.streams import projection
-from patchclamp.engine.targets import Metric, measured, measured_there
+from patchclamp.engine.few_classes import FewClasses, few_classes
+from patchclamp.engine.targets import measured, measured_there
 from patchclamp.engine.wavefront import Wavefront
 from patchclamp.methods.circuits.ablation import Ablation, References
 from patchclamp.methods.circuits.contrast import Batch, Contrast
@@ -142,12 +141,13 @@ class ExactEdges:
         effects = base.new_zeros(len(index), batch.num_rows)
         place = {edge: k for k, edge in enumerate(index)}
         wave = Wavefront(wiring.engine, batch.clean)
-        few = _few_classes(wiring, batch.metric)
+        few = few_classes(wiring.engine, batch.metric)
         step = max(1, self.max_rows // batch.num_rows)
         for group in wiring.variants(batch.clean, differences, index):
+            cheap = None if few is None or group.address in few.after else few
             for start in range(0, len(group.edges), step):
                 edges = group.edges[start : start + step]
-                rows = _rows(wave, batch, group, edges, few)
+                rows = _rows(wave, batch, group, edges, cheap)
                 effects[[place[e] for e in edges]] = rows - base
                 progress.advance(rows.numel())
         return effects, base
@@ -177,51 +177,6 @@ def _rows(
         rows = batch.rows.repeat(num)
         found = (measured_there if one else measured)(metric, output, rows)
     return found.reshape(num, batch.num_rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewClasses:
-    """The last projection for the classes that a metric reads, which may be few of many.
-
-    Attributes:
-        address: what the projection is applied to.
-        classes: that are computed; the others are 0.
-        weight, bias: of these classes.
-        num_classes: of the output.
-    """
-
-    address: str
-    classes: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    num_classes: int
-
-    def logits(self, data: Tensor) -> Tensor:
-        """(row, ..., width) to (row, ..., class)."""
-        made = data.new_zeros(*data.shape[:-1], self.num_classes)
-        made[..., self.classes] = torch.nn.functional.linear(data, self.weight, self.bias)
-        return made
-
-
-def _few_classes(wiring: Wiring, metric: Metric) -> FewClasses | None:
-    """Where the metric says which classes it reads, and a projection makes the output."""
-    classes = getattr(metric, "reads", None)
-    node = wiring.engine.capture.graph.outputs[0]
-    while isinstance(node, Node) and node.kind is Kind.TAG:
-        node = node.args[0]
-    made = projection(node) if isinstance(node, Node) else None
-    if not isinstance(classes, Tensor) or made is None or not made.data.address:
-        return None
-    weight = wiring.engine.constant(made.weight).detach()
-    weight = weight if made.transposed else weight.T
-    bias = None if made.bias is None else wiring.engine.constant(made.bias).detach()
-    return FewClasses(
-        address=made.data.address,
-        classes=classes,
-        weight=weight[classes],
-        bias=None if bias is None else bias[classes],
-        num_classes=weight.shape[0],
-    )
 
 
 def _base(wiring: Wiring, batch: Batch) -> Tensor:

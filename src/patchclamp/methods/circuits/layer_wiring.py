@@ -214,6 +214,9 @@ class LayerWiring(Wiring):
             made.append(cut.movedim(0, layer.unit_axis))
         return torch.cat(made)
 
+    def place_axis(self, source: int) -> int:
+        return 1 if self.layers[source].spatial else -1
+
     def position_means(self, source: int, value: Tensor) -> Tensor:
         unit = self.layers[source].unit_axis % value.ndim
         others = [a for a in range(1, value.ndim) if a != unit]
@@ -291,6 +294,8 @@ def _probe(
     units = value.movedim(layer.unit_axis, 0)
     sites = {earlier.node: earlier for earlier in layers}
     nodes = list(caught)
+    if not nodes:
+        return  # it depends on constants only
     for i in range(layer.num_in):
         weights = torch.randn(units[i].shape, generator=generator, dtype=units.dtype)
         grads = torch.autograd.grad(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from patchclamp.core.circuit import Circuit, Node
+from patchclamp.core.circuit import Circuit, Node, Provenance
 from patchclamp.core.errors import DataError, OptionError
 from patchclamp.core.findings import Json
 from patchclamp.core.progress import SILENT, Progress
@@ -191,7 +191,7 @@ class CircuitSearch:
     """
 
     attribution: EdgeAttribution = field(default_factory=EdgeAttribution)
-    level: float = 0.8
+    level: float = 0.9
     ablation: Ablation = Ablation.RESAMPLE
     fractions: tuple[float, ...] = GRID
     verify: int = 32
@@ -205,18 +205,52 @@ class CircuitSearch:
         if not 0 < self.level <= 1:
             raise OptionError("the level of faithfulness is a share", got=f"{self.level}")
 
-    def run(self, net: Net, task: Task, *, progress: Progress = SILENT) -> Found:
-        """Find, keep, check."""
-        performance = performs(net, task.held_out)
-        noted = []
+    def run(
+        self,
+        net: Net,
+        task: Task,
+        *,
+        performance: Performance | None = None,
+        progress: Progress = SILENT,
+    ) -> Found:
+        """Find, keep, check.
+
+        Args:
+            performance: of the network on the held-out pairs, where it was measured already.
+        """
+        performance = performance or performs(net, task.held_out)
+        if performance.objection is not None and not self.force:
+            performance.require()
+        drawn = Provenance(
+            task=task.name,
+            seed=task.seed,
+            options={
+                "variant": task.variant,
+                "num": task.sizes[0],
+                "num_held_out": task.sizes[1],
+            },
+        )
+        train, held_out = contrasts_of(net, task.train), contrasts_of(net, task.held_out)
+        return self.on(wire(net), train, held_out, performance, drawn, progress=progress)
+
+    def on(
+        self,
+        wiring: Wiring,
+        train: Sequence[Contrast],
+        held_out: Sequence[Contrast],
+        performance: Performance,
+        drawn: Provenance,
+        *,
+        progress: Progress = SILENT,
+    ) -> Found:
+        """The same for any contrasts.
+
+        Args:
+            drawn: task, seed and options that say how the contrasts were drawn.
+        """
+        noted = [*wiring.notes]
         if performance.objection is not None:
-            if not self.force:
-                performance.require()
             noted.append(performance.objection)
-        wiring = wire(net)
-        noted += wiring.notes
-        train = contrasts_of(net, task.train)
-        held_out = contrasts_of(net, task.held_out)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             scores = self.attribution.run(wiring, train, progress=progress)
@@ -233,10 +267,10 @@ class CircuitSearch:
         circuit, reached = self._kept(wiring, scores.circuit, curve)
         if not reached:
             noted.append(f"no measured size stays at a faithfulness of {self.level:g}")
-        circuit = self._recorded(circuit, task, train, held_out)
-        top = circuit.top(self.verify).edges()
+        circuit = self._recorded(circuit, drawn, train, held_out)
         exact = ExactEdges(batch_size=self.batch_size)
-        effects = exact.run(wiring, train[0], top, held, progress=progress)
+        top = circuit.top(self.verify).edges()
+        effects = exact.run(wiring, train, top, held, progress=progress)
         return Found(
             circuit=circuit,
             wiring=wiring,
@@ -256,7 +290,7 @@ class CircuitSearch:
                 progress=progress,
             ),
             by_node=evaluation.run_nodes(wiring, held_out, scores.nodes, held, progress=progress),
-            warnings=tuple(noted),
+            warnings=tuple(dict.fromkeys(noted)),
         )
 
     def _kept(self, wiring: Wiring, circuit: Circuit, curve: Faithfulness) -> tuple[Circuit, bool]:
@@ -269,27 +303,26 @@ class CircuitSearch:
     def _recorded(
         self,
         circuit: Circuit,
-        task: Task,
+        drawn: Provenance,
         train: Sequence[Contrast],
         held_out: Sequence[Contrast],
     ) -> Circuit:
         options: dict[str, Json] = {
-            "variant": task.variant,
-            "num": task.sizes[0],
-            "num_held_out": task.sizes[1],
+            **drawn.options,
             "held_out_hash": " ".join(c.data_hash for c in held_out),
             "attribution": dict(circuit.record.options),
             "level": self.level,
             "fractions": list(self.fractions),
             "batch_size": self.batch_size,
             "search_seed": self.seed,
+            "force": self.force,
         }
         record = dataclasses.replace(
             circuit.record,
-            task=task.name,
+            task=drawn.task,
             data_hash=" ".join(c.data_hash for c in train),
             ablation=self.ablation,
-            seed=task.seed,
+            seed=drawn.seed,
             options=options,
         )
         return dataclasses.replace(circuit, record=record)
@@ -356,14 +389,10 @@ def again(net: Net, circuit: Circuit, *, progress: Progress = SILENT) -> Reprodu
         seed=record.seed,
         variant=str(options.get("variant", "")),
     )
-    search = CircuitSearch(
-        attribution=_attribution(options.get("attribution")),
-        level=float(str(options.get("level", 0.8))),
-        fractions=tuple(float(str(f)) for f in _listed(options.get("fractions"))),
-        ablation=Ablation(record.ablation),
-        batch_size=int(str(options.get("batch_size", 16))),
-        seed=int(str(options.get("search_seed", 0))),
-    )
+    try:
+        search = _search(record)
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"the record's options cannot be read: {e}") from None
     found = search.run(net, task, progress=progress)
     if found.circuit.record.data_hash != record.data_hash:
         raise DataError(
@@ -380,17 +409,27 @@ def again(net: Net, circuit: Circuit, *, progress: Progress = SILENT) -> Reprodu
     )
 
 
-def _attribution(options: object) -> EdgeAttribution:
-    if not isinstance(options, Mapping):
-        raise DataError("the record has no options of the attribution")
-    return EdgeAttribution(
-        direction=Direction(str(options["direction"])),
-        path=Path(str(options["path"])),
-        steps=int(str(options["steps"])),
-        sign=Sign(str(options["sign"])),
-        batch_size=int(str(options["batch_size"])),
+def _search(record: Provenance) -> CircuitSearch:
+    """The options of a record. Raises KeyError, TypeError or ValueError for a damaged one."""
+    options = record.options
+    inner, fractions = options["attribution"], options["fractions"]
+    if not isinstance(inner, Mapping) or not isinstance(fractions, (list, tuple)):
+        raise TypeError("'attribution' or 'fractions' is missing")
+    attribution = EdgeAttribution(
+        direction=Direction(str(inner["direction"])),
+        path=Path(str(inner["path"])),
+        steps=int(str(inner["steps"])),
+        mixed=int(str(inner["mixed"])),
+        seed=int(str(inner["seed"])),
+        sign=Sign(str(inner["sign"])),
+        batch_size=int(str(inner["batch_size"])),
     )
-
-
-def _listed(x: object) -> list[object]:
-    return list(x) if isinstance(x, (list, tuple)) else list(GRID)
+    return CircuitSearch(
+        attribution=attribution,
+        level=float(str(options["level"])),
+        fractions=tuple(float(str(f)) for f in fractions),
+        ablation=Ablation(record.ablation),
+        batch_size=int(str(options["batch_size"])),
+        seed=int(str(options["search_seed"])),
+        force=bool(options["force"]),
+    )

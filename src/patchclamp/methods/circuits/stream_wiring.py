@@ -220,6 +220,9 @@ class StreamWiring(Wiring):
         seen = (entry + change_KBPD).flatten(0, 1)
         return gate.cut(self.engine, seen, base, [r - first for r, _ in edges])
 
+    def place_axis(self, source: int) -> int:
+        return 1 if self.streams.sources[source].attention is None else 2
+
     def position_means(self, source: int, value: Tensor) -> Tensor:
         return value.mean(1 if self.streams.sources[source].attention is None else 2, keepdim=True)
 

@@ -144,6 +144,10 @@ class Wiring(ABC):
         """
 
     @abstractmethod
+    def place_axis(self, source: int) -> int:
+        """The axis of a root's value along which its places lie: positions, or units."""
+
+    @abstractmethod
     def position_means(self, source: int, value: Tensor) -> Tensor:
         """A source's value with positions (rows and columns) averaged, as axes of size 1."""
 

@@ -108,7 +108,7 @@ def test_a_metric_without_slope_is_said(net: Net, wiring: Wiring, pairs: Contras
 
 def test_integrated_sum_is_the_change_of_the_metric(wiring: Wiring, pairs: Contrast) -> None:
     """Completeness: along the inputs, effects of the roots add up to the metric's change."""
-    method = EdgeAttribution(sign=Sign.SIGNED, steps=60, direction=Direction.BOTH)
+    method = EdgeAttribution(sign=Sign.SIGNED, steps=60, mixed=0, direction=Direction.BOTH)
     with pytest.warns(BlindSpotWarning):
         found = method.run(wiring, pairs)
     roots = [wiring.writers.index(Node(name)) for name in ("embed", "position")]
