@@ -19,13 +19,11 @@ Sources: Vig et al. 2020 and Meng et al. 2022 (activation patching); Heimersheim
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from patchclamp.core.edit_kinds import KINDS, Mean, Patch, Resample
@@ -41,12 +39,22 @@ from patchclamp.core.errors import (
 )
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.core.sites import Tap
-from patchclamp.engine.cells import OVER, Cell, Cutter, Groups, bytes_of, is_layered, layer_of
+from patchclamp.engine.cells import (
+    OVER,
+    ROWS,
+    Cell,
+    Cutter,
+    Difference,
+    Groups,
+    bytes_of,
+    copy_rows,
+    is_layered,
+    layer_of,
+)
 from patchclamp.engine.changes import transforms
-from patchclamp.engine.few_classes import FewClasses, few_classes
-from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.protocol import EngineName
-from patchclamp.engine.targets import Metric, Target, as_metric, measured, measured_there
+from patchclamp.engine.sweep_runs import Reading, Runs
+from patchclamp.engine.targets import Metric, Target, as_metric, measured
 from patchclamp.engine.wavefront import Wavefront
 from patchclamp.model.inputs import BATCH, Call, principal
 
@@ -56,9 +64,6 @@ if TYPE_CHECKING:
     from patchclamp.net import Net
 
 DEFAULT_MEMORY = "2GB"
-_RUN_ROWS = 1500
-"""Rows (cells x examples x positions) of one run: more no longer makes products faster, and
-what lies between them no longer fits into the caches."""
 
 
 class Direction(StrEnum):
@@ -275,23 +280,21 @@ class _Job:
             ) from e
         wave = Wavefront(engine, self.base)
         addresses = wave.order([tap.site.address for tap in self.taps])
-        reading = _Reading.of(engine, wave, self.metric)
-        wave.prepare(addresses, output=reading.address, position=reading.position)
-        base = reading.whole(wave.base_output(reading.address))
-        other = None
+        reading = Reading.of(engine, wave, self.metric)
+        found = wave.prepare(
+            addresses, output=reading.address, position=reading.position, other=self.other
+        )
+        base, other = reading.whole(wave.base_output(reading.address)), None
         if self.other is not None:
-            few = reading.few
-            recorded = addresses if few is None else [*addresses, few.address]
-            raw, found = engine.run(self.other, record=recorded, output=few is None)
             self.sources.update(found)
-            other = reading.whole(principal(raw) if few is None else found[few.address])
+            other = reading.whole(found[wave.name(reading.address)])
         cells = self._cells(wave.base)
         firsts = self._firsts(wave, cells)
         values = base.repeat(len(cells), 1)
         place = {address: n for n, address in enumerate(addresses)}
         live = [i for i, first in enumerate(firsts) if first is not None]
         live.sort(key=lambda i: place[cells[i].tap.site.address])
-        runs = _Runs(wave, addresses, reading, self)
+        runs = Runs(wave, addresses, reading, self.variants, self.memory)
         self.progress.start("sweep", total=len(live), unit="cells")
         for part in runs.chunks(live, firsts):
             values[torch.tensor(part)] = runs.run(
@@ -355,23 +358,23 @@ class _Job:
 
     def _firsts(self, wave: Wavefront, cells: Sequence[Cell]) -> list[int | None]:
         """The first position that each cell's edit may change; None if it changes nothing."""
-        differences: dict[str, _Difference] = {}
+        differences: dict[str, Difference] = {}
         firsts: list[int | None] = []
         for cell in cells:
             tap, address = cell.tap, cell.tap.site.address
             row = next((a for a in ROWS if a in tap.axes and wave.has_rows(address)), None)
             if not self.skip:
-                firsts.append(min(cell.where[row]) if row in cell.where else 0)
+                firsts.append(min(cell.where[row]) if row is not None and row in cell.where else 0)
                 continue
             raw = wave.base(address)
             if self.edit is not None:
                 edited = tap.view.read(self.edited(cell, raw))
-                firsts.append(_Difference.of(edited, tap.view.read(raw), tap, (), row).first({}))
+                firsts.append(Difference.of(edited, tap.view.read(raw), tap, (), row).first({}))
                 continue
             if tap.label not in differences:
                 source = tap.view.read(self.sources[address])
                 kept = tuple(cell.where)
-                differences[tap.label] = _Difference.of(source, tap.view.read(raw), tap, kept, row)
+                differences[tap.label] = Difference.of(source, tap.view.read(raw), tap, kept, row)
             firsts.append(differences[tap.label].first(cell.where))
         return firsts
 
@@ -387,165 +390,8 @@ class _Job:
             view, axes = cell.tap.view, cell.tap.axes
             into = view.read(made.narrow(axis, k * size, size))
             source = view.read(self.sources[cell.tap.site.address])
-            _copy(into, source, [(axes.index(a), rows) for a, rows in cell.where.items()])
+            copy_rows(into, source, [(axes.index(a), rows) for a, rows in cell.where.items()])
         return made
-
-
-ROWS = ("position", "query")
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """Where an edit may change a site: bool, over the axes that cells are cut along and rows.
-
-    Attributes:
-        axes: their names.
-        row: the one that positions lie along, or None.
-    """
-
-    moved: np.ndarray
-    axes: tuple[str, ...]
-    row: str | None
-
-    @staticmethod
-    def of(
-        new: torch.Tensor, old: torch.Tensor, tap: Tap, kept: tuple[str, ...], row: str | None
-    ) -> _Difference:
-        moved = new != old
-        axes = tuple(a for a in tap.axes if a in kept or a == row)
-        others = [i for i, a in enumerate(tap.axes) if a not in axes]
-        if others:
-            moved = moved.any(others)
-        return _Difference(moved.cpu().numpy(), axes, row)
-
-    def first(self, where: Mapping[str, Sequence[int]]) -> int | None:
-        """The first position that moves within a cell (0 without positions), or None."""
-        part = self.moved
-        for n, axis in enumerate(self.axes):
-            if axis in where:
-                part = part.take(list(where[axis]), n)
-        if not part.any():
-            return None
-        if self.row is None:
-            return 0
-        n = self.axes.index(self.row)
-        rows = np.moveaxis(part, n, 0).reshape(part.shape[n], -1).any(1)
-        first = int(rows.argmax())
-        return where[self.row][first] if self.row in where else first
-
-
-def _copy(
-    into: torch.Tensor, source: torch.Tensor, where: Sequence[tuple[int, Sequence[int]]]
-) -> None:
-    """Write the chosen rows of some axes; at most one of them lists rows that are apart."""
-    listed: tuple[int, torch.Tensor] | None = None
-    for axis, rows in where:
-        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
-            into = into.narrow(axis, rows[0], len(rows))
-            source = source.narrow(axis, rows[0], len(rows))
-        else:
-            assert listed is None
-            listed = axis, torch.tensor(rows, device=into.device)
-    if listed is None:
-        into.copy_(source)
-    else:
-        into.index_copy_(*listed, source.index_select(*listed))
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Where the metric is read off: the output, or what its last projection is applied to."""
-
-    wave: Wavefront
-    metric: Metric
-    few: FewClasses | None
-    position: int | None
-
-    @staticmethod
-    def of(engine: GraphEngine, wave: Wavefront, metric: Metric) -> _Reading:
-        few = few_classes(engine, metric)
-        at = metric.position if wave.has_rows(None if few is None else few.address) else None
-        return _Reading(wave, metric, few, at)
-
-    @property
-    def address(self) -> str | None:
-        return None if self.few is None else self.few.address
-
-    def whole(self, raw: torch.Tensor) -> torch.Tensor:
-        """The metric of a value that holds all positions."""
-        if self.position is not None:
-            raw = self.wave.at_position(raw, self.address, self.position)
-        return self.there(raw)
-
-    def there(self, raw: torch.Tensor) -> torch.Tensor:
-        """The metric of a value that holds the wanted position only, where there is one."""
-        output = raw if self.few is None else self.few.logits(raw)
-        rows = torch.arange(self.wave.num_examples).repeat(len(output) // self.wave.num_examples)
-        measure = measured if self.position is None else measured_there
-        return measure(self.metric, output, rows)
-
-
-class _Runs:
-    """Runs of one wavefront, kept within the memory."""
-
-    def __init__(
-        self, wave: Wavefront, addresses: Sequence[str], reading: _Reading, job: _Job
-    ) -> None:
-        self.wave, self.addresses, self.reading, self.job = wave, addresses, reading, job
-        self.num, self.max_bytes = 0, 0
-        self._each: dict[int, int] = {}
-
-    def _bytes(self, first: int) -> int:
-        if first not in self._each:
-            self._each[first] = self.wave.bytes_per_variant(
-                self.addresses,
-                output=self.reading.address,
-                first_row=first,
-                position=self.reading.position,
-            )
-        return self._each[first]
-
-    def chunks(self, live: Sequence[int], firsts: Sequence[int | None]) -> Iterator[Sequence[int]]:
-        """The cells, from the first site to the last, in pieces that fit into the memory."""
-        if not live:
-            return
-        starts = [firsts[i] or 0 for i in live]
-        each = self._bytes(min(starts))
-        size = self.job.memory // each
-        if size < 1:
-            raise OptionError(
-                "one variant takes more than the memory that the sweep may use",
-                got=f"{self.job.memory:,} bytes",
-                expected=f"at least {each:,}",
-                hint="give fewer examples, or memory='4GB'",
-            )
-        length = max(1, self.wave.length)
-        rows = self.wave.num_examples * sum(length - start for start in starts)
-        num = max(math.ceil(len(live) / size), round(rows / _RUN_ROWS), 1)
-        width = math.ceil(len(live) / num)
-        for start in range(0, len(live), width):
-            yield live[start : start + width]
-
-    def run(self, cells: Sequence[Cell], firsts: Sequence[int]) -> torch.Tensor:
-        """The metric of these cells (cell, example), which come in the order of their sites."""
-        by_site: dict[str, list[int]] = {address: [] for address in self.addresses}
-        for k, cell in enumerate(cells):
-            by_site[cell.tap.site.address].append(k)
-        output = self.wave.run(
-            {a: self._variants(a, [cells[k] for k in ks]) for a, ks in by_site.items()},
-            output=self.reading.address,
-            first_row={a: [firsts[k] for k in ks] for a, ks in by_site.items()},
-            position=self.reading.position,
-        )
-        self.num += 1
-        self.max_bytes = max(self.max_bytes, len(cells) * self._bytes(min(firsts)))
-        return self.reading.there(output).reshape(len(cells), self.wave.num_examples)
-
-    def _variants(
-        self, address: str, cells: Sequence[Cell]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        axis = self.wave.batch_axis(address)
-        return lambda raw: self.job.variants(cells, raw, axis)
 
 
 # ---- what is swept ------------------------------------------------------------------

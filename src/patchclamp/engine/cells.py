@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 
 from patchclamp.core.errors import OptionError, nearest
@@ -152,6 +153,68 @@ class Cutter:
         for i, axis in enumerate(axes):
             flat[axis] = ("cell", [cell.names[i] for cell in cells])
         return ("cell",), (len(cells),), flat
+
+
+ROWS = ("position", "query")
+"""Axes that positions lie along."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an edit may change a site: bool, over the axes that cells are cut along and rows.
+
+    Attributes:
+        axes: their names.
+        row: the one that positions lie along, or None.
+    """
+
+    moved: np.ndarray
+    axes: tuple[str, ...]
+    row: str | None
+
+    @staticmethod
+    def of(
+        new: torch.Tensor, old: torch.Tensor, tap: Tap, kept: tuple[str, ...], row: str | None
+    ) -> Difference:
+        moved = new != old
+        axes = tuple(a for a in tap.axes if a in kept or a == row)
+        others = [i for i, a in enumerate(tap.axes) if a not in axes]
+        if others:
+            moved = moved.any(others)
+        return Difference(moved.cpu().numpy(), axes, row)
+
+    def first(self, where: Mapping[str, Sequence[int]]) -> int | None:
+        """The first position that moves within a cell (0 without positions), or None."""
+        part = self.moved
+        for n, axis in enumerate(self.axes):
+            if axis in where:
+                part = part.take(list(where[axis]), n)
+        if not part.any():
+            return None
+        if self.row is None:
+            return 0
+        n = self.axes.index(self.row)
+        rows = np.moveaxis(part, n, 0).reshape(part.shape[n], -1).any(1)
+        first = int(rows.argmax())
+        return where[self.row][first] if self.row in where else first
+
+
+def copy_rows(
+    into: torch.Tensor, source: torch.Tensor, where: Sequence[tuple[int, Sequence[int]]]
+) -> None:
+    """Write the chosen rows of some axes; at most one of them lists rows that are apart."""
+    listed: tuple[int, torch.Tensor] | None = None
+    for axis, rows in where:
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            into = into.narrow(axis, rows[0], len(rows))
+            source = source.narrow(axis, rows[0], len(rows))
+        else:
+            assert listed is None
+            listed = axis, torch.tensor(rows, device=into.device)
+    if listed is None:
+        into.copy_(source)
+    else:
+        into.index_copy_(*listed, source.index_select(*listed))
 
 
 def bytes_of(memory: int | str) -> int:

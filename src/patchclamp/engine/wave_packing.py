@@ -51,14 +51,15 @@ class Packing:
             return base.index_select(axes.row, position)
         if not axes.merged and base.shape[axes.batch] == 1:
             return base.index_select(axes.row, position)
-        return _spread(_flat(base, axes), axes, self._example[part] * self.length + position)
+        place = self._example[part] * self.length + position
+        return spread_rows(flat_rows(base, axes).index_select(0, place), axes)
 
     def packed(
         self, value: torch.Tensor, axes: Axes, have: Rows, num_variants: int
     ) -> torch.Tensor:
         """Rows of a plain batch of so many variants, put together."""
         place, _ = self._place(have, num_variants)
-        return _spread(_flat(value, axes), axes, place)
+        return spread_rows(flat_rows(value, axes).index_select(0, place), axes)
 
     def packed_part(
         self, value: torch.Tensor, axes: Axes, have: Rows, start: int, stop: int
@@ -66,7 +67,7 @@ class Packing:
         """As `packed`, of a batch that holds the variants from `start` to `stop`."""
         place, _ = self._place(have, stop)
         part = place[self._ends[start] :] - start * self.num_examples * have.size
-        return _spread(_flat(value, axes), axes, part)
+        return spread_rows(flat_rows(value, axes).index_select(0, part), axes)
 
     def unpacked(
         self,
@@ -79,21 +80,17 @@ class Packing:
         """The wanted rows of so many variants as a plain batch, filled up from the baseline."""
         assert axes.row is not None
         place, chosen = self._place(want, num_variants)
-        rows = _flat(value, axes)
+        rows = flat_rows(value, axes)
         if chosen is not None:
             rows = rows.index_select(0, chosen)
         if self.last_first > want.start:
             assert base is not None
             part = narrow_rows(base, axes, Rows(0, self.length), want)
-            front = _flat(part, axes)
+            front = flat_rows(part, axes)
             num = num_variants * self.num_examples * want.size
             whole = front.repeat(num // front.shape[0], *[1] * (front.ndim - 1))
             rows = whole.index_copy_(0, place, rows)
-        if axes.merged:
-            return rows.movedim(0, axes.row)
-        assert axes.batch is not None
-        apart: torch.Tensor = rows.unflatten(0, (-1, want.size))
-        return apart.movedim((0, 1), (axes.batch, axes.row))
+        return unspread_rows(rows, axes, want.size)
 
     def _place(self, rows: Rows, num_variants: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Where packed rows lie in a batch with these rows, and which of them do (None: all)."""
@@ -111,7 +108,7 @@ class Packing:
         return self._places[key]
 
 
-def _flat(x: torch.Tensor, axes: Axes) -> torch.Tensor:
+def flat_rows(x: torch.Tensor, axes: Axes) -> torch.Tensor:
     """(example and row, ...)."""
     assert axes.row is not None
     assert axes.batch is not None
@@ -120,14 +117,23 @@ def _flat(x: torch.Tensor, axes: Axes) -> torch.Tensor:
     return x.movedim((axes.batch, axes.row), (0, 1)).flatten(0, 1)
 
 
-def _spread(flat: torch.Tensor, axes: Axes, index: torch.Tensor) -> torch.Tensor:
-    """Chosen rows of `_flat` as a packed value: a batch of one with so many rows."""
+def spread_rows(flat: torch.Tensor, axes: Axes) -> torch.Tensor:
+    """Rows of `flat_rows` as a packed value: a batch of one with so many rows."""
     assert axes.row is not None
     assert axes.batch is not None
-    rows = flat.index_select(0, index)
     if axes.merged:
-        return rows.movedim(0, axes.row)
-    return rows.unsqueeze(0).movedim((0, 1), (axes.batch, axes.row))
+        return flat.movedim(0, axes.row)
+    return flat.unsqueeze(0).movedim((0, 1), (axes.batch, axes.row))
+
+
+def unspread_rows(flat: torch.Tensor, axes: Axes, num_rows: int) -> torch.Tensor:
+    """(example and row, ...) as a plain batch with so many rows each."""
+    assert axes.row is not None
+    assert axes.batch is not None
+    if axes.merged:
+        return flat.movedim(0, axes.row)
+    apart: torch.Tensor = flat.unflatten(0, (-1, num_rows))
+    return apart.movedim((0, 1), (axes.batch, axes.row))
 
 
 def join_packed(parts: Sequence[torch.Tensor], axes: Axes) -> torch.Tensor:

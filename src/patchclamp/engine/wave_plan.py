@@ -17,7 +17,8 @@ import torch
 
 from patchclamp.core.errors import EngineError
 from patchclamp.engine.ir import Graph, Kind, Node
-from patchclamp.engine.wave_rows import Axes, Layout, Rows, Rule, is_causal, operator_for
+from patchclamp.engine.wave_rows import Axes, Layout, Rows, is_causal, operator_for
+from patchclamp.engine.wave_rules import Rule
 from patchclamp.engine.wave_values import (
     Fetch,
     Filled,

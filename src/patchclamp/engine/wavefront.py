@@ -26,7 +26,8 @@ from torch.utils import _pytree as pytree
 
 from patchclamp.core.errors import EngineError, nearest
 from patchclamp.engine.graph import GraphEngine
-from patchclamp.engine.ir import Graph, Kind, Node
+from patchclamp.engine.ir import Graph, Node
+from patchclamp.engine.wave_baseline import Baseline, Known
 from patchclamp.engine.wave_packing import Packing, join_packed
 from patchclamp.engine.wave_plan import (
     Plan,
@@ -35,24 +36,19 @@ from patchclamp.engine.wave_plan import (
     compile_plan,
     find_rows,
     find_scope,
-    is_alias,
     mixing,
 )
 from patchclamp.engine.wave_rows import (
     Axes,
     Layout,
     Rows,
-    Rule,
-    execute,
-    find_rule,
     is_fused,
     narrow_rows,
     repeated,
-    signature,
-    stays_causal,
     touched_rows,
 )
-from patchclamp.engine.wave_values import State, Take, collapsed
+from patchclamp.engine.wave_rules import signature, stays_causal
+from patchclamp.engine.wave_values import State, Take
 from patchclamp.model.inputs import Call, principal
 
 Variants: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
@@ -60,18 +56,6 @@ Variants: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 _MAX_KNOWN = 8
 """Sizes of calls whose plans are kept."""
-
-
-@dataclass
-class _Known:
-    """What holds for every baseline of the same sizes: shapes, rules, plans; no values."""
-
-    layout: Layout
-    rules: dict[Node, Rule] = field(default_factory=dict)
-    kinds: dict[object, Rule] = field(default_factory=dict)
-    scopes: dict[object, Scope] = field(default_factory=dict)
-    plans: dict[object, Plan] = field(default_factory=dict)
-    required: dict[object, set[Node]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,20 +74,22 @@ class Wavefront:
     _expanded: frozenset[str] = frozenset()
     _graph: Graph = field(init=False, repr=False)
     _nodes: dict[str, Node] = field(init=False, repr=False)
-    _known: _Known = field(init=False, repr=False)
+    _known: Known = field(init=False, repr=False)
     _layout: Layout = field(init=False, repr=False)
-    _values: dict[Node, object] = field(init=False, repr=False)
-    _filling: dict[Node, object] = field(init=False, repr=False)
+    _baseline: Baseline = field(init=False, repr=False)
     _causal: dict[tuple[object, int], bool] = field(init=False, repr=False)
     _plans: dict[object, Plan] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        problem = self.engine.serves(self.call)
+        self._check_call(self.call)
+        self._load(self._expanded)
+
+    def _check_call(self, call: Call) -> None:
+        problem = self.engine.serves(call)
         if problem is not None:
             raise EngineError(
                 f"the graph engine cannot run this call: {problem}", hint="use engine='hooks'"
             )
-        self._load(self._expanded)
 
     def _load(self, expanded: frozenset[str]) -> None:
         """Take the graph with these attentions written out; nothing is known of it yet."""
@@ -117,13 +103,14 @@ class Wavefront:
         }
         key = ("wavefront", expanded, *sorted(symbols.items()))
         known = self.engine.planned.get(key)
-        if not isinstance(known, _Known):
+        if not isinstance(known, Known):
             while len(self.engine.planned) >= _MAX_KNOWN:
                 self.engine.planned.pop(next(iter(self.engine.planned)))
-            known = _Known(Layout(self._graph, symbols))
+            known = Known(Layout(self._graph, symbols))
             self.engine.planned[key] = known
         self._known, self._layout = known, known.layout
-        self._values, self._filling, self._causal, self._plans = {}, {}, {}, {}
+        self._baseline = Baseline(self.engine, self._graph, known, self.call)
+        self._causal, self._plans = {}, {}
 
     @property
     def num_examples(self) -> int:
@@ -168,14 +155,36 @@ class Wavefront:
     # ---- the baseline -----------------------------------------------------------
 
     def prepare(
-        self, addresses: Sequence[str], *, output: str | None = None, position: int | None = None
-    ) -> None:
-        """Make ready for `run` on these sites; the baseline runs once for all of it."""
+        self,
+        addresses: Sequence[str],
+        *,
+        output: str | None = None,
+        position: int | None = None,
+        other: Call | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Make ready for `run` on these sites; the baseline runs once for all of it.
+
+        Args:
+            other: a call of the same sizes that runs beside the baseline, which is cheaper
+                than by itself.
+
+        Returns:
+            The raw values of the sites and the output for `other`; empty without it.
+        """
         listed = self.order(addresses)
         wanted = self._output(output)  # may write out more attention: sites are looked up after
         sites = self._find(listed)
+        if other is not None:
+            self._check_call(other)
+            self._baseline.beside(other, [*sites, wanted])
         with torch.no_grad():
             self._scope(sites, wanted, one=self._row(wanted, position) is not None)
+            found = self._baseline.found()
+        return {node.address: value for node, value in found.items()}
+
+    def name(self, output: str | None) -> str:
+        """Address of an output (None: the principal one)."""
+        return self._output(output).address
 
     def base_output(self, output: str | None = None) -> torch.Tensor:
         """The baseline's value of an output (None: the principal one)."""
@@ -229,112 +238,12 @@ class Wavefront:
     def base(self, address: str) -> torch.Tensor:
         """The baseline's raw value at an address."""
         (node,) = self._find([address])
-        if node not in self._values:
-            with torch.no_grad():
-                self._learn([], {node})
-        value = self._values[node]
-        assert isinstance(value, torch.Tensor)
-        return value
-
-    def _requires(self, node: Node, x: Node, scope: Scope) -> bool:
-        """Whether the baseline's value of an argument is needed to run this node."""
-        if x.kind is Kind.CONST:
-            return True
-        if self._layout.is_size(x):
-            return False
-        reach = max(scope.reach[i] for i in self._layout.inputs(node))
-        if scope.reach[x] < reach:
-            return True
-        rule = self._known.rules.get(node)
-        if rule is None or not self._layout.has_rows(x):
-            return False
-        place = self._layout.sources(node).index(x)
-        if sum(scope.reach[i] > 0 for i in self._layout.sources(node)) > 1:
-            return True  # one of them may hold all rows, where rows were mixed on its way
-        return rule.mixes or (rule.sliced is not None and not rule.sliced[place])
-
-    def _required(self, scope: Scope) -> set[Node]:
-        found = {*scope.sites, scope.output}
-        for node in scope.order:
-            if node in scope.needed and any(scope.reach[x] for x in self._layout.sources(node)):
-                found |= {x for x in self._layout.inputs(node) if self._requires(node, x, scope)}
-        return found
-
-    def _prepare(self, key: object, scope: Scope) -> None:
-        """Rules of all operators and values of the baseline that a scope needs."""
-        required = self._known.required.get(key)
-        if required is None:
-            asked = [
-                n
-                for n in scope.order
-                if n.kind is Kind.OP
-                and n in scope.needed
-                and any(scope.reach[x] for x in self._layout.sources(n))
-            ]
-            self._learn(asked, {*scope.sites, scope.output}, scope)
-            self._known.required[key] = self._required(scope)
-        elif not required <= self._values.keys():
-            self._learn([], required)
-
-    def _learn(self, asked: Sequence[Node], wanted: set[Node], scope: Scope | None = None) -> None:
-        """Run the baseline once; find the rules of operators, keep the values that are needed."""
-        layout, device = self._layout, self._device
-        upstream: set[Node] = set()
-        stack = [*asked, *wanted]
-        while stack:
-            node = stack.pop()
-            if node not in upstream:
-                upstream.add(node)
-                stack += layout.inputs(node)
-        order = [n for n in self._graph.nodes if n in upstream]
-        last = {x: n for n in order for x in layout.inputs(n)}
-        given = self.call.tensors()
-        finding = set(asked)
-        env: dict[Node, object] = {}
-        for node in order:
-            if layout.is_size(node):
-                continue
-            if node.kind is Kind.INPUT:
-                env[node] = given[node.number]
-            elif node.kind is Kind.CONST:
-                env[node] = self.engine.constant(node)
-            elif node.kind is Kind.TAG:
-                env[node] = env[layout.inputs(node)[0]]
-            else:
-                read = {x: env[x] for x in layout.inputs(node) if x in env}
-                env[node] = execute(node, read, layout, 1, layout.all, device)
-                if node in finding:
-                    self._ask(node, read)
-            if scope is not None and (node in finding or node in scope.needed):
-                for x in layout.inputs(node):
-                    if self._requires(node, x, scope):
-                        self._keep(x, env[x])
-            if node in wanted:
-                self._keep(node, env[node])
-            for x in layout.inputs(node):
-                if last[x] is node:
-                    env.pop(x, None)
-
-    def _keep(self, node: Node, value: object) -> None:
-        if node not in self._values:
-            self._values[node] = value
-            self._filling[node] = collapsed(value, node, self._layout)
-
-    def _ask(self, node: Node, read: Mapping[Node, object]) -> None:
-        known = self._known
-        if node in known.rules:
-            return
-        if is_alias(node):
-            known.rules[node] = Rule(True, (True,), mixes=False)
-            return
-        kind = signature(node, self._layout)
-        if kind not in known.kinds:
-            known.kinds[kind] = find_rule(node, read, self._layout, self._device)
-        known.rules[node] = known.kinds[kind]
+        with torch.no_grad():
+            return self._baseline.value(node)
 
     @property
     def _device(self) -> torch.device:
-        return self.call.tensors()[0].device
+        return self._baseline.device
 
     # ---- plans -------------------------------------------------------------------
 
@@ -343,7 +252,7 @@ class Wavefront:
         scopes = self._known.scopes
         if key not in scopes:
             scopes[key] = find_scope(self._graph, self._layout, sites, output, one=one)
-        self._prepare(key, scopes[key])
+        self._baseline.prepare(key, scopes[key])
         return scopes[key]
 
     def _plan(
@@ -379,7 +288,8 @@ class Wavefront:
             held = tuple(None if x in edited else x for x in inputs)
             name = (signature(node, self._layout), held)
         if (name, cut) not in self._causal:
-            read = {x: self._values[x] for x in inputs if x in self._values}
+            values = self._baseline.values
+            read = {x: values[x] for x in inputs if x in values}
             self._causal[name, cut] = stays_causal(
                 node, read, self._layout, edited, cut, self._device
             )
@@ -445,7 +355,7 @@ class Wavefront:
             slots=[None] * plan.num_slots,
             rows=self._rows(first, one),
             layout=self._layout,
-            values=self._filling,
+            values=self._baseline.filling,
             device=self._device,
         )
         if each is not None and len(firsts) > 1:
@@ -455,7 +365,7 @@ class Wavefront:
         for step in plan.steps:
             value = None if early else step.compute(state)
             if step.site is not None:
-                made = variants[addresses[step.site]](self._base_of(step))
+                made = variants[addresses[step.site]](self._baseline.value(step.node))
                 value = self._appended(step, value, state, made, each or first)
             state.slots[step.slot] = value
             for slot in step.frees:
@@ -476,11 +386,6 @@ class Wavefront:
                 expected=f"0 to {self.length - 1}",
             )
 
-    def _base_of(self, step: Step) -> torch.Tensor:
-        base = self._values[step.node]
-        assert isinstance(base, torch.Tensor)
-        return base
-
     def _appended(
         self,
         step: Step,
@@ -492,7 +397,7 @@ class Wavefront:
         """The batch with the variants of one site behind it; counts them."""
         assert step.site is not None
         node, layout = step.node, self._layout
-        axes, base = layout.parts(node)[None], self._base_of(step)
+        axes, base = layout.parts(node)[None], self._baseline.value(step.node)
         before = state.counts[step.site]
         num = _num_variants(made, base, axes, node.address)
         total = before + num

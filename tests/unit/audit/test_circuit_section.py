@@ -48,7 +48,7 @@ SEARCH = CircuitSearch(fractions=(0.03, 0.075, 0.3), num_random=2, verify=8, max
 def reader() -> tuple[Found, Weighed]:
     """The bundled language model and its induction circuit, found with little work."""
     net = patchclamp.open("tiny-lm")
-    task = shipped_task(net, "induction", num=8, num_held_out=12)
+    task = shipped_task(net, "induction", num=8, num_held_out=12, variant="continuation replaced")
     found = SEARCH.run(net, task)
     weighed = weigh(
         found.wiring, found.circuit, contrasts_of(net, task.held_out), num_edges=3, num_random=3
@@ -175,7 +175,9 @@ def test_the_induction_circuit_is_faithful_complete_and_needs_its_parts() -> Non
 
 def test_losses_agree_with_cutting_the_edge_oneself() -> None:
     found, weighed = reader()
-    task = shipped_task(found.wiring.net, "induction", num=8, num_held_out=12)
+    task = shipped_task(
+        found.wiring.net, "induction", num=8, num_held_out=12, variant="continuation replaced"
+    )
     edge, weight = next(iter(weighed.losses.items()))
     mask = found.circuit.kept.copy()
     read = [(r.node, r.slot) for r in found.circuit.readers].index((edge.reader, edge.slot))

@@ -125,7 +125,8 @@ def recorded(path: Path) -> Circuit:
 def own_pairs(folder: Path) -> Path:
     """Sixteen pairs of text: random letters that repeat."""
     tokenizer = ByteTokenizer()
-    (drawn,) = token_pairs("induction", 16, tokenizer=tokenizer)
+    variant = "continuation replaced"
+    (drawn,) = token_pairs("induction", 16, tokenizer=tokenizer, variant=variant)
     lines = [
         {
             "clean": tokenizer.decode(drawn.clean[i]),
@@ -465,7 +466,8 @@ def without_a_head(folder: Path) -> Path:
 
 class TestDiff:
     def test_a_head_that_was_lost(self, without_a_head: Path) -> None:
-        arguments = ("--task", "induction", "--num", 16)
+        replaced = ("--variant", "continuation replaced")
+        arguments = ("--task", "induction", *replaced, "--num", 16)
         code, out, err = called("circuits", "diff", "tiny-lm", without_a_head, *arguments)
         assert code == 1, err
         changes = {line.split()[0]: line.split()[1] for line in out.splitlines() if "." in line[:2]}

@@ -62,8 +62,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
             description="A segment of random tokens comes again and is continued.",
             example="... k f w b q z ... k f w",
             answer="b, which came after w before",
-            corrupt="another token follows the earlier occurrence, or its segment is shuffled",
-            variants=("continuation replaced", "segment shuffled"),
+            corrupt="the earlier segment is shuffled, or another token follows in it",
+            variants=("segment shuffled", "continuation replaced"),
             source="Olsson et al. 2022",
         ),
         Behaviour(

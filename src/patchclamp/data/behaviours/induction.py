@@ -38,7 +38,7 @@ from patchclamp.data.induction import (
 from patchclamp.model.tokens import Tokenizer
 
 NAME = "induction"
-VARIANTS = ("continuation replaced", "segment shuffled")
+VARIANTS = ("segment shuffled", "continuation replaced")
 LEAST_SEEN = 3
 """Tokens of the second occurrence before the answer: by then the repeat shows."""
 
