@@ -118,7 +118,7 @@ def lens(model: torch.nn.Module, clean: Tensor, corrupt: Tensor) -> Sweeps:
 
 def traced(model: torch.nn.Module, clean: Tensor, corrupt: Tensor) -> Sweeps:
     """nnsight, one trace per cell."""
-    from nnsight import NNsight
+    from nnsight import NNsight, save
 
     net = NNsight(model)
     layers, heads = model.config.n_layer, model.config.n_head
@@ -127,7 +127,7 @@ def traced(model: torch.nn.Module, clean: Tensor, corrupt: Tensor) -> Sweeps:
         found = torch.zeros(layers, NUM_TOKENS)
         with torch.no_grad():
             with net.trace(clean):
-                held = [net.transformer.h[n].input.save() for n in range(layers)]
+                held = save([net.transformer.h[n].input for n in range(layers)])
             for n in range(layers):
                 for at in range(NUM_TOKENS):
                     with net.trace(corrupt):
@@ -142,7 +142,7 @@ def traced(model: torch.nn.Module, clean: Tensor, corrupt: Tensor) -> Sweeps:
         found = torch.zeros(layers, heads)
         with torch.no_grad():
             with net.trace(clean):
-                held = [net.transformer.h[n].attn.c_proj.input.save() for n in range(layers)]
+                held = save([net.transformer.h[n].attn.c_proj.input for n in range(layers)])
             for n in range(layers):
                 for head in range(heads):
                     part = slice(head * HEAD, (head + 1) * HEAD)
