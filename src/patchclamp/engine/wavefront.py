@@ -366,7 +366,8 @@ class Wavefront:
             value = None if early else step.compute(state)
             if step.site is not None:
                 made = variants[addresses[step.site]](self._baseline.value(step.node))
-                value = self._appended(step, value, state, made, each or first)
+                given = first if isinstance(first_row, int) else first_row[addresses[step.site]]
+                value = self._appended(step, value, state, made, given)
             state.slots[step.slot] = value
             for slot in step.frees:
                 state.slots[slot] = None
@@ -402,7 +403,7 @@ class Wavefront:
         num = _num_variants(made, base, axes, node.address)
         total = before + num
         state.counts.append(total)
-        firsts = [first_row] * num if isinstance(first_row, int) else first_row[before:total]
+        firsts = [first_row] * num if isinstance(first_row, int) else first_row
         if len(firsts) != num:
             raise EngineError(
                 f"'{node.address}' has other variants than first positions",
