@@ -22,13 +22,13 @@ from paired import measure, ratio, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import patchclamp
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import contrast
-from patchclamp.methods.circuits.edge_attribution import Direction, EdgeAttribution, Path
-from patchclamp.methods.circuits.exact_edges import ExactEdges
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.metrics import LogitDifference
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.checking.metrics import LogitDifference
+from patchclamp.methods.circuits.finding.edge_attribution import Direction, EdgeAttribution, Path
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import contrast
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import wire
 
 ROWS, LENGTH, CHANGED = 4, 12, 8
 ATTRIBUTION_BAR, EXACT_BAR = 3.0, 20.0

@@ -6,14 +6,15 @@ The peers go into an environment of their own, because they pin what they need:
     peers/bin/pip install torch==2.13.0 transformer-lens==4.3.0 nnsight==0.8.1 xarray beartype
     OMP_NUM_THREADS=1 PYTHONPATH=src:benchmarks peers/bin/python benchmarks/sweep_peers.py
 
-The network is shaped like GPT-2 small (12 layers, 12 heads, width 768, 50257 classes), with random
-weights and eager attention for all, built here; no hub. Cells are the same for all: every layer
-and position of the residual stream, every head's z at all positions, clean values in the corrupt
-run, logit difference at the last position. TransformerLens is driven through its patching
-module, nnsight through one trace per cell, as each documents. Ours runs without skipping and
-with it (cells that change nothing, which the peers run as well). Times are CPU-seconds on one
-thread, after one unmeasured cell (sweep, for ours) each. A peer that cannot be imported is listed
-under "missing" with the reason. Writes results/sweep_peers.json.
+The network is shaped like GPT-2 small (12 layers, 12 heads, width 768, 50257 classes), with
+random weights, built here; no hub. TransformerLens makes attention eager, as it must for its
+hooks; the others run the fused attention that transformers takes by itself. Cells are the
+same for all: every layer and position of the residual stream, every head's z at all positions,
+clean values in the corrupt run, logit difference at the last position. TransformerLens is
+driven through its patching module, nnsight through one trace per cell, as each documents.
+Ours runs without skipping and with it (cells that change nothing, which the peers run as
+well). Times are CPU-seconds on one thread; ours after one unmeasured sweep. A peer that cannot
+be imported is listed under "missing" with the reason. Writes results/sweep_peers.json.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Difference:
 def built() -> torch.nn.Module:
     """The network."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(attn_implementation="eager")
+    config = transformers.GPT2Config()
     config.architectures = ["GPT2LMHeadModel"]
     return transformers.GPT2LMHeadModel(config).eval()
 
@@ -192,7 +193,7 @@ def main() -> None:
                 f"   largest difference {errors[kind][name]:.1e}"
             )
     data = {
-        "model": "GPT-2 small's shape, random weights, eager attention",
+        "model": "GPT-2 small's shape, random weights",
         "tokens": NUM_TOKENS,
         "changed_token": CHANGED,
         "cells": {KINDS[0]: 12 * NUM_TOKENS, KINDS[1]: 144},

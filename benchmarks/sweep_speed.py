@@ -57,6 +57,11 @@ class Difference:
     name: str = "logit difference"
     position: int | None = -1
 
+    @property
+    def reads(self) -> torch.Tensor:
+        """The classes that it reads, so that no other is computed in a sweep."""
+        return torch.tensor([self.right, self.wrong])
+
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return output[:, self.right] - output[:, self.wrong]
 

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 import patchclamp
 from patchclamp.core.circuit import Circuit
 from patchclamp.core.findings import Interval
-from patchclamp.methods.circuits.comparison import CircuitComparison
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
-from patchclamp.methods.circuits.evaluation import Evaluation, Point
-from patchclamp.methods.circuits.exact_edges import ExactEdges, verified
-from patchclamp.methods.circuits.metrics import LogitDifference
-from patchclamp.methods.circuits.wiring import Wiring, wire
+from patchclamp.methods.circuits.checking.evaluation import Evaluation, Point
+from patchclamp.methods.circuits.checking.metrics import LogitDifference
+from patchclamp.methods.circuits.comparing.comparison import CircuitComparison
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges, verified
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, wire
 from patchclamp.methods.statistics import wilson
 from patchclamp.net import Net
 from patchclamp.specimens import build

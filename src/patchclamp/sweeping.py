@@ -34,7 +34,6 @@ from patchclamp.core.errors import (
     InputError,
     OptionError,
     SiteError,
-    TargetError,
     nearest,
 )
 from patchclamp.core.progress import SILENT, Progress
@@ -53,7 +52,7 @@ from patchclamp.engine.cells import (
 )
 from patchclamp.engine.changes import transforms
 from patchclamp.engine.protocol import EngineName
-from patchclamp.engine.sweep_runs import Reading, Runs
+from patchclamp.engine.sweep_runs import Reading, Runs, normalised
 from patchclamp.engine.targets import Metric, Target, as_metric, measured
 from patchclamp.engine.wavefront import Wavefront
 from patchclamp.model.inputs import BATCH, Call, principal
@@ -216,7 +215,7 @@ class Sweep:
         if self.normalise:
             assert right is not None
             assert wrong is not None
-            values = _normalised(values, right, wrong)
+            values = normalised(values, right, wrong)
         dims, shape, coords = job.cutter.labels(made.cells, layered=is_layered(self.over))
         grid = values.double().numpy().reshape(*shape, -1)
         if self.per_example:
@@ -491,17 +490,3 @@ def _check_padding(call: Call, metric: Metric) -> None:
             f"example {int((~seen).nonzero()[0])}",
             hint="sweep texts of one length together, or measure with a function of the output",
         )
-
-
-def _normalised(values: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
-    """(value - corrupt) / (clean - corrupt), for each example."""
-    gap = right - wrong
-    if bool((gap == 0).any()):
-        example = int((gap == 0).nonzero()[0])
-        raise TargetError(
-            "the metric is the same on clean and corrupt inputs, so it cannot be normalised",
-            got=f"{float(right[example]):.6g} for both"
-            + (f" in example {example}" if gap.numel() > 1 else ""),
-            hint="check that the network does the task, or leave normalise out",
-        )
-    return (values - wrong) / gap

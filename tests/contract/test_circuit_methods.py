@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 import patchclamp
-from patchclamp.methods.circuits.ablation import OptimalAblation
-from patchclamp.methods.circuits.acdc import ACDC
-from patchclamp.methods.circuits.causal_graph import CausalGraphs, GraphStability
-from patchclamp.methods.circuits.checkpoints import CheckpointDiff
-from patchclamp.methods.circuits.comparison import CircuitComparison
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
-from patchclamp.methods.circuits.evaluation import Evaluation
-from patchclamp.methods.circuits.exact_edges import ExactEdges
-from patchclamp.methods.circuits.head_spectra import HeadSpectra
-from patchclamp.methods.circuits.heads import HeadTyping
-from patchclamp.methods.circuits.logit_attribution import LogitAttribution
-from patchclamp.methods.circuits.neuron_path import NeuronPaths
-from patchclamp.methods.circuits.path_patching import PathPatching
-from patchclamp.methods.circuits.repair import Repair
-from patchclamp.methods.circuits.search import CircuitSearch
+from patchclamp.methods.circuits.checking.evaluation import Evaluation
+from patchclamp.methods.circuits.comparing.checkpoints import CheckpointDiff
+from patchclamp.methods.circuits.comparing.comparison import CircuitComparison
+from patchclamp.methods.circuits.comparing.repair import Repair
+from patchclamp.methods.circuits.finding.acdc import ACDC
+from patchclamp.methods.circuits.finding.causal_graph import CausalGraphs, GraphStability
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges
+from patchclamp.methods.circuits.finding.neuron_path import NeuronPaths
+from patchclamp.methods.circuits.finding.path_patching import PathPatching
+from patchclamp.methods.circuits.finding.search import CircuitSearch
+from patchclamp.methods.circuits.heads.head_spectra import HeadSpectra
+from patchclamp.methods.circuits.heads.head_typing import HeadTyping
+from patchclamp.methods.circuits.heads.logit_attribution import LogitAttribution
+from patchclamp.methods.circuits.network.ablation import OptimalAblation
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, wire
 from patchclamp.methods.circuits.training_clamp import TrainingClamp
-from patchclamp.methods.circuits.wiring import Wiring, wire
 from tests.networks import fresh
 from tests.snapshots import snapshot
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import patchclamp
 from patchclamp.core.circuit import Edge
 from patchclamp.core.errors import OptionError
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.network.wiring import wire
 from patchclamp.truth.algorithms import (
     ALGORITHMS,
     MessagePassing,

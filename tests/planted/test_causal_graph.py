@@ -15,7 +15,7 @@ import patchclamp
 from patchclamp.core.circuit import Circuit
 from patchclamp.core.errors import DataError, InputError, OptionError, SiteError
 from patchclamp.data import load_data
-from patchclamp.methods.circuits.causal_graph import (
+from patchclamp.methods.circuits.finding.causal_graph import (
     CausalGraphs,
     GraphStability,
     Reference,

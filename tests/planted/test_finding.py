@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from patchclamp.core.errors import OptionError
-from patchclamp.methods.circuits.contrast import contrast
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.network.contrast import contrast
 from patchclamp.truth.finding_bench import (
     DEFAULT,
     METHODS,

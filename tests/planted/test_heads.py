@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import patchclamp
-from patchclamp.methods.circuits.head_kinds import HeadKind
-from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
+from patchclamp.methods.circuits.heads.head_kinds import HeadKind
+from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
 from patchclamp.net import Net
 from patchclamp.specimens import build
 

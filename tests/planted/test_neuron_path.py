@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import patchclamp
 from patchclamp.core.errors import DataError, OptionError, SiteError
 from patchclamp.data import load_data
-from patchclamp.methods.circuits.neuron_path import (
+from patchclamp.methods.circuits.finding.neuron_path import (
     Influence,
     NeuronPathResult,
     NeuronPaths,

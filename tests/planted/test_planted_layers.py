@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import patchclamp
 from patchclamp.core.circuit import Edge
 from patchclamp.core.errors import OptionError
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.network.wiring import wire
 from patchclamp.truth.planted_circuit import Family
 from patchclamp.truth.planted_layers import CNNS, KINDS, MLPS, RECURRENT, plant_layers, wired
 from patchclamp.truth.planting import Space, Unit, lay_out, write

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 import patchclamp
 from patchclamp.core.circuit import Edge
 from patchclamp.engine.targets import ClassScore
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import (
+from patchclamp.methods.circuits.finding.edge_attribution import (
     BlindSpotWarning,
     Direction,
     EdgeAttribution,
     Path,
     Sign,
 )
-from patchclamp.methods.circuits.exact_edges import ExactEdges
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.wiring import Slopes, Wiring, wire
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import Slopes, Wiring, wire
 from tests.networks import opened, tiny_gpt2, tiny_llama
 
 NOISING = Direction.NOISING

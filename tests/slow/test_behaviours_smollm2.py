@@ -7,7 +7,7 @@ import pytest
 import patchclamp
 from patchclamp.data.behaviours import catalogue, prompts, token_pairs
 from patchclamp.data.behaviours.pairs import Split, tokenised
-from patchclamp.methods.circuits.behaviour import Performance, performs
+from patchclamp.methods.circuits.checking.behaviour import Performance, performs
 from patchclamp.net import Net
 
 pytestmark = pytest.mark.slow

@@ -27,8 +27,8 @@ from examples.chain_of_thought import (
     verdict,
     world,
 )
-from patchclamp.methods.circuits.comparison import CircuitComparison
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.comparing.comparison import CircuitComparison
+from patchclamp.methods.circuits.network.wiring import wire
 
 pytestmark = pytest.mark.slow
 

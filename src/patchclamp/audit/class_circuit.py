@@ -2,7 +2,7 @@
 
 Clean is an input of one class, corrupt one of another, both classified correctly; the
 metric is the difference of the two logits. The steps are those of
-`patchclamp.methods.circuits.search`, which takes prompts.
+`patchclamp.methods.circuits.finding.search`, which takes prompts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from patchclamp.core.circuit import Provenance
 from patchclamp.core.errors import DataError
 from patchclamp.core.progress import Progress
-from patchclamp.methods.circuits.behaviour import LEAST_PAIRS, Performance
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.metrics import LogitDifference
-from patchclamp.methods.circuits.search import CircuitSearch, Found
-from patchclamp.methods.circuits.wiring import Wiring
+from patchclamp.methods.circuits.checking.behaviour import LEAST_PAIRS, Performance
+from patchclamp.methods.circuits.checking.metrics import LogitDifference
+from patchclamp.methods.circuits.finding.search import CircuitSearch, Found
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.wiring import Wiring
 from patchclamp.methods.material import Material
 from patchclamp.methods.statistics import bootstrap_mean, wilson
 from patchclamp.net import Net

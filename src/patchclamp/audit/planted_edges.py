@@ -19,10 +19,10 @@ from torch import nn
 
 from patchclamp.core.document import Cell, Column, Table
 from patchclamp.core.findings import Evidence, Finding, Null, Record, Verdict
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
-from patchclamp.methods.circuits.recovery import auroc
-from patchclamp.methods.circuits.wiring import Wiring, wire
+from patchclamp.methods.circuits.checking.recovery import auroc
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, wire
 from patchclamp.model.identity import model_hash
 from patchclamp.model.sources import load
 from patchclamp.net import Net

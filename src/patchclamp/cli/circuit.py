@@ -17,8 +17,8 @@ from patchclamp.core.errors import DataError, OptionError, OutputError
 if TYPE_CHECKING:
     from patchclamp.core.document import Document
     from patchclamp.core.progress import Progress
-    from patchclamp.methods.circuits.behaviour import Performance
-    from patchclamp.methods.circuits.search import CircuitSearch, Found, Task
+    from patchclamp.methods.circuits.checking.behaviour import Performance
+    from patchclamp.methods.circuits.finding.search import CircuitSearch, Found, Task
     from patchclamp.model.tokens import Tokenizer
     from patchclamp.net import Net
 
@@ -105,10 +105,10 @@ def circuit(
     outputs = Outputs(out=out, svg=svg, page=page, mib=mib).checked()
 
     import patchclamp
-    from patchclamp.methods.circuits import edge_attribution as first_order
-    from patchclamp.methods.circuits.ablation import Ablation
-    from patchclamp.methods.circuits.behaviour import performs
-    from patchclamp.methods.circuits.search import CircuitSearch
+    from patchclamp.methods.circuits.checking.behaviour import performs
+    from patchclamp.methods.circuits.finding import edge_attribution as first_order
+    from patchclamp.methods.circuits.finding.search import CircuitSearch
+    from patchclamp.methods.circuits.network.ablation import Ablation
 
     search = CircuitSearch(
         attribution=first_order.EdgeAttribution(
@@ -153,7 +153,7 @@ def circuit(
 
 def _absent(performance: Performance, as_json: bool) -> int:
     """Say that there is nothing to explain; returns the exit code."""
-    from patchclamp.methods.circuits.behaviour import LEAST_PAIRS
+    from patchclamp.methods.circuits.checking.behaviour import LEAST_PAIRS
 
     if performance.num < LEAST_PAIRS:  # a matter of the call, not of the network
         performance.require()
@@ -224,7 +224,7 @@ class Asked:
         not fit it.
         """
         from patchclamp.data.behaviours.pairs import read_pairs, tokenised
-        from patchclamp.methods.circuits.search import own_task, shipped_task
+        from patchclamp.methods.circuits.finding.search import own_task, shipped_task
 
         tokenizer = tokenizer_of(net)
         if self.task is not None:
@@ -317,7 +317,7 @@ class Outputs:
 
 def _in_mib_form(net: Net, found: Found) -> str:
     """The circuit as MIB's JSON; a table of positions is merged into its one input node."""
-    from patchclamp.methods.circuits.exchange import to_mib
+    from patchclamp.methods.circuits.comparing.exchange import to_mib
 
     width = net.sites["resid_pre.0"].shape[-1]
     if not isinstance(width, int):
@@ -340,8 +340,8 @@ def _document(
     from patchclamp.audit.context import versions
     from patchclamp.audit.sections.circuit import circuit_section
     from patchclamp.core.document import Document, Facts
-    from patchclamp.methods.circuits.ablation import references
-    from patchclamp.methods.circuits.search import contrasts_of
+    from patchclamp.methods.circuits.finding.search import contrasts_of
+    from patchclamp.methods.circuits.network.ablation import references
 
     wiring, record = found.wiring, found.circuit.record
     held = references(

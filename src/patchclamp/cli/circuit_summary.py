@@ -12,9 +12,9 @@ from patchclamp.cli import terminal
 if TYPE_CHECKING:
     from patchclamp.core.circuit import Circuit
     from patchclamp.core.findings import Interval, Json
-    from patchclamp.methods.circuits.behaviour import Performance
-    from patchclamp.methods.circuits.evaluation import Point
-    from patchclamp.methods.circuits.search import Found
+    from patchclamp.methods.circuits.checking.behaviour import Performance
+    from patchclamp.methods.circuits.checking.evaluation import Point
+    from patchclamp.methods.circuits.finding.search import Found
 
 LEVELS = (0.8, 0.95, 0.99)
 """Faithfulness whose sizes are stated."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from patchclamp.core.circuit import Circuit
     from patchclamp.data.behaviours.pairs import TokenPairs
-    from patchclamp.methods.circuits.behaviour import Performance
-    from patchclamp.methods.circuits.checkpoints import CheckpointChanges
-    from patchclamp.methods.circuits.search import Reproduction
+    from patchclamp.methods.circuits.checking.behaviour import Performance
+    from patchclamp.methods.circuits.comparing.checkpoints import CheckpointChanges
+    from patchclamp.methods.circuits.finding.search import Reproduction
     from patchclamp.net import Net
 
 HEADS_SHOWN = 30
@@ -83,7 +83,7 @@ def heads(
     for option, value, least in (("--seed", seed, 0), ("--batch-size", batch_size, 1)):
         at_least(option, value, least)
     import patchclamp
-    from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
+    from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
 
     with watch() as progress:
         net = patchclamp.open(model, allow_pickle=allow_pickle, progress=progress)
@@ -134,7 +134,7 @@ def reproduce(
     if not 0 <= tolerance < 1:
         raise OptionError("--tolerance is a share of the largest score", got=str(tolerance))
     import patchclamp
-    from patchclamp.methods.circuits.search import again
+    from patchclamp.methods.circuits.finding.search import again
 
     recorded = read_circuit(circuit)
     _require_shipped(recorded, circuit)
@@ -182,13 +182,13 @@ def compare(
     """
     at_least("--nulls", nulls, 1)
     at_least("--seed", seed, 0)
-    from patchclamp.methods.circuits.comparison import CircuitComparison
+    from patchclamp.methods.circuits.comparing.comparison import CircuitComparison
 
     first, second = read_circuit(a), read_circuit(b)
     kinds = None
     if model is not None:
         import patchclamp
-        from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
+        from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
 
         with watch() as progress:
             net = patchclamp.open(model, allow_pickle=allow_pickle, progress=progress)
@@ -245,10 +245,10 @@ def diff(
     for option, value, least in (("--num", num, 1), ("--seed", seed, 0), ("--flips", flips, 1)):
         at_least(option, value, least)
     import patchclamp
-    from patchclamp.methods.circuits.behaviour import performs
-    from patchclamp.methods.circuits.checkpoints import CheckpointDiff
-    from patchclamp.methods.circuits.edge_attribution import Direction
-    from patchclamp.methods.circuits.head_effects import HeadEffects
+    from patchclamp.methods.circuits.checking.behaviour import performs
+    from patchclamp.methods.circuits.comparing.checkpoints import CheckpointDiff
+    from patchclamp.methods.circuits.finding.edge_attribution import Direction
+    from patchclamp.methods.circuits.heads.head_effects import HeadEffects
 
     measure = HeadEffects(direction=Direction(direction), batch_size=batch_size)
     with watch() as progress:
@@ -408,7 +408,7 @@ def _same_pairs(
 def _neither(performances: list[Performance], as_json: bool) -> int:
     """Say that there is nothing to compare; returns the exit code."""
     from patchclamp.cli.circuit_summary import performance_json, print_performance
-    from patchclamp.methods.circuits.behaviour import LEAST_PAIRS
+    from patchclamp.methods.circuits.checking.behaviour import LEAST_PAIRS
 
     if performances[0].num < LEAST_PAIRS:  # a matter of the call, not of the networks
         performances[0].require()
@@ -438,7 +438,7 @@ def _print_changes(performances: list[Performance], changes: CheckpointChanges) 
     import polars as pl
 
     from patchclamp.cli.circuit_summary import print_performance
-    from patchclamp.methods.circuits.checkpoints import Change
+    from patchclamp.methods.circuits.comparing.checkpoints import Change
 
     for performance in performances:
         print_performance(performance)
@@ -478,7 +478,7 @@ def _head_row(row: dict[str, object]) -> tuple[str, ...]:
 
 def _num_changed(table: pl.DataFrame) -> int:
     """Heads that were gained, lost or changed."""
-    from patchclamp.methods.circuits.checkpoints import Change
+    from patchclamp.methods.circuits.comparing.checkpoints import Change
 
     wanted = [str(change) for change in (Change.GAINED, Change.LOST, Change.CHANGED)]
     return table.filter(table["change"].is_in(wanted)).height

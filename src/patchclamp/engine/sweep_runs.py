@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from patchclamp.core.errors import OptionError
+from patchclamp.core.errors import OptionError, TargetError
 from patchclamp.engine.cells import Cell
 from patchclamp.engine.few_classes import FewClasses, few_classes
 from patchclamp.engine.graph import GraphEngine
@@ -128,3 +128,17 @@ class Runs:
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         axis = self.wave.batch_axis(address)
         return lambda raw: self.variants(cells, raw, axis)
+
+
+def normalised(values: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """(value - corrupt) / (clean - corrupt), for each example."""
+    gap = right - wrong
+    if bool((gap == 0).any()):
+        example = int((gap == 0).nonzero()[0])
+        raise TargetError(
+            "the metric is the same on clean and corrupt inputs, so it cannot be normalised",
+            got=f"{float(right[example]):.6g} for both"
+            + (f" in example {example}" if gap.numel() > 1 else ""),
+            hint="check that the network does the task, or leave normalise out",
+        )
+    return (values - wrong) / gap

@@ -8,7 +8,7 @@ Suites:
                 convolutional, recurrent and message-passing networks
 
 Every figure is there for edges and for nodes (writers), against both truths; see
-`patchclamp.methods.circuits.recovery`. Patching can see the active truth. The
+`patchclamp.methods.circuits.checking.recovery`. Patching can see the active truth. The
 structural one also holds edges that matter on no pair, which no method that patches finds.
 
 Controls. *Random weights*: the same anatomy with weights drawn anew, scored against the
@@ -42,18 +42,18 @@ import patchclamp
 from patchclamp.core.circuit import Circuit, Provenance
 from patchclamp.core.errors import OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.methods.circuits.acdc import ACDC
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import (
+from patchclamp.methods.circuits.checking.recovery import Recovery, edge_recovery, node_recovery
+from patchclamp.methods.circuits.finding.acdc import ACDC
+from patchclamp.methods.circuits.finding.edge_attribution import (
     BlindSpotWarning,
     Direction,
     EdgeAttribution,
     Path,
     Sign,
 )
-from patchclamp.methods.circuits.exact_edges import ExactEdges, verified
-from patchclamp.methods.circuits.recovery import Recovery, edge_recovery, node_recovery
-from patchclamp.methods.circuits.wiring import Wiring, scored, wire
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges, verified
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, scored, wire
 from patchclamp.truth.algorithms import ALGORITHMS, plant_algorithm
 from patchclamp.truth.motifs import Form, Pairs, motif
 from patchclamp.truth.planted_circuit import Metric, PlantedCircuit, Truth

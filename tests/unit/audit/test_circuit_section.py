@@ -29,13 +29,18 @@ from patchclamp.core.findings import Evidence, Finding, Interval, Verdict
 from patchclamp.core.progress import SILENT
 from patchclamp.data import Dataset, load_data
 from patchclamp.data import Kind as DataKind
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.behaviour import performs
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
-from patchclamp.methods.circuits.exact_edges import ExactEdges
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.search import CircuitSearch, Found, contrasts_of, shipped_task
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.checking.behaviour import performs
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges
+from patchclamp.methods.circuits.finding.search import (
+    CircuitSearch,
+    Found,
+    contrasts_of,
+    shipped_task,
+)
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import wire
 from patchclamp.methods.material import plain_output, score_for
 from patchclamp.net import Net
 from patchclamp.report.json_form import SCHEMA_PATH, plain_document

@@ -23,12 +23,12 @@ from patchclamp.cli import circuit as command
 from patchclamp.cli import run
 from patchclamp.core.circuit import Circuit
 from patchclamp.data.behaviours import catalogue, token_pairs
-from patchclamp.methods.circuits import search as searching
-from patchclamp.methods.circuits.ablation import Ablation
-from patchclamp.methods.circuits.edge_attribution import Direction, EdgeAttribution, Sign
-from patchclamp.methods.circuits.edge_attribution import Path as Between
-from patchclamp.methods.circuits.exchange import from_mib
-from patchclamp.methods.circuits.search import CircuitSearch, Reproduction
+from patchclamp.methods.circuits.comparing.exchange import from_mib
+from patchclamp.methods.circuits.finding import search as searching
+from patchclamp.methods.circuits.finding.edge_attribution import Direction, EdgeAttribution, Sign
+from patchclamp.methods.circuits.finding.edge_attribution import Path as Between
+from patchclamp.methods.circuits.finding.search import CircuitSearch, Reproduction
+from patchclamp.methods.circuits.network.ablation import Ablation
 from patchclamp.model.sources import Loaded, Task
 from patchclamp.model.sources.catalogue import BUNDLED
 from patchclamp.model.tokens import ByteTokenizer

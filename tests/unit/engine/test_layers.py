@@ -9,7 +9,7 @@ from torch import nn
 import patchclamp
 from patchclamp.core.errors import EngineError
 from patchclamp.engine.layers import find_layers
-from patchclamp.methods.circuits.wiring import wire
+from patchclamp.methods.circuits.network.wiring import wire
 from patchclamp.net import Net
 
 

@@ -14,10 +14,10 @@ from patchclamp.audit.circuit_claims import CARRIES, Claims, chosen, shown
 from patchclamp.audit.circuit_parts import Weighed
 from patchclamp.core.circuit import Circuit, Edge, Node, Reader
 from patchclamp.core.document import Bars, Block, Cell, Column, Diagram, Facts, Section, Table
-from patchclamp.methods.circuits.behaviour import Performance
-from patchclamp.methods.circuits.evaluation import Faithfulness, Point
-from patchclamp.methods.circuits.masks import connected
-from patchclamp.methods.circuits.search import CircuitSearch, Found
+from patchclamp.methods.circuits.checking.behaviour import Performance
+from patchclamp.methods.circuits.checking.evaluation import Faithfulness, Point
+from patchclamp.methods.circuits.finding.search import CircuitSearch, Found
+from patchclamp.methods.circuits.network.masks import connected
 from patchclamp.net import Net
 from patchclamp.report.circuit_drawing import diagram_of
 from patchclamp.report.text import number

@@ -25,17 +25,17 @@ from patchclamp.core.document import Section
 from patchclamp.core.errors import PatchclampError
 from patchclamp.data.behaviours import INDUCTION
 from patchclamp.engine.layers import find_layers
-from patchclamp.methods.circuits.behaviour import Performance, performs
-from patchclamp.methods.circuits.contrast import Contrast
-from patchclamp.methods.circuits.head_kinds import HeadKind
-from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
-from patchclamp.methods.circuits.search import (
+from patchclamp.methods.circuits.checking.behaviour import Performance, performs
+from patchclamp.methods.circuits.finding.search import (
     CircuitSearch,
     Found,
     contrasts_of,
     shipped_task,
 )
-from patchclamp.methods.circuits.wiring import Wiring, wire
+from patchclamp.methods.circuits.heads.head_kinds import HeadKind
+from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
+from patchclamp.methods.circuits.network.contrast import Contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, wire
 from patchclamp.methods.material import RowKind, plain_output
 
 BEHAVIOURS = ("indirect objects", INDUCTION)

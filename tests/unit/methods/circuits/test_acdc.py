@@ -15,12 +15,12 @@ from patchclamp.core.circuit import Circuit
 from patchclamp.core.errors import EngineError, OptionError, TargetError
 from patchclamp.core.progress import Silent
 from patchclamp.engine.targets import ClassScore, FunctionScore
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.acdc import ACDC, Distance
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.wiring import Wiring, index_of, wire
+from patchclamp.methods.circuits.finding.acdc import ACDC, Distance
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import Wiring, index_of, wire
 from patchclamp.truth.motifs import Form, Pairs, motif
 from patchclamp.truth.planted_circuit import PlantedCircuit
 from tests.networks import opened

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from patchclamp.core.errors import OptionError, SiteError
-from patchclamp.methods.circuits.attention_patterns import AttentionPatterns, is_causal, patterns
+from patchclamp.methods.circuits.heads.attention_patterns import (
+    AttentionPatterns,
+    is_causal,
+    patterns,
+)
 from tests.networks import fresh, opened
 
 

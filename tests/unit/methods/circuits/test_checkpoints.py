@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.core.errors import DataError, OptionError
-from patchclamp.methods.circuits.checkpoints import Change, CheckpointDiff
+from patchclamp.methods.circuits.comparing.checkpoints import Change, CheckpointDiff
 
 HEADS = [(n, h) for n in range(4) for h in range(4)]
 

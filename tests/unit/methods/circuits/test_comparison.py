@@ -7,8 +7,8 @@ import pytest
 
 from patchclamp.core.circuit import Circuit, Edge, Node, Provenance, Reader, circuit_of
 from patchclamp.core.errors import DataError
-from patchclamp.methods.circuits.comparison import CircuitComparison, aligned
-from patchclamp.methods.circuits.exchange import from_mib, to_mib
+from patchclamp.methods.circuits.comparing.comparison import CircuitComparison, aligned
+from patchclamp.methods.circuits.comparing.exchange import from_mib, to_mib
 
 
 def empty(num_layers: int = 3, num_heads: int = 4, extra: tuple[Node, ...] = ()) -> Circuit:

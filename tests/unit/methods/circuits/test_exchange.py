@@ -10,7 +10,7 @@ import pytest
 
 from patchclamp.core.circuit import Circuit, Edge, Node, Provenance, Reader, circuit_of
 from patchclamp.core.errors import DataError
-from patchclamp.methods.circuits.exchange import from_mib, to_mib
+from patchclamp.methods.circuits.comparing.exchange import from_mib, to_mib
 
 
 def scored(num_layers: int, num_heads: int, kv_heads: int, extra: tuple[Node, ...] = ()) -> Circuit:

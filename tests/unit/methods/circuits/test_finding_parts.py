@@ -13,20 +13,25 @@ import patchclamp
 from patchclamp.core.circuit import Edge, Node
 from patchclamp.core.errors import EngineError, InputError, OptionError, TargetError
 from patchclamp.data.behaviours import token_pairs
-from patchclamp.methods.circuits.ablation import Ablation, OptimalAblation, References, references
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import (
+from patchclamp.methods.circuits.checking.evaluation import Evaluation, on_scale, parts
+from patchclamp.methods.circuits.checking.metrics import LogitDifference, metric_for
+from patchclamp.methods.circuits.finding.edge_attribution import (
     BlindSpotWarning,
     Direction,
     EdgeAttribution,
     Path,
     Sign,
 )
-from patchclamp.methods.circuits.evaluation import Evaluation, on_scale, parts
-from patchclamp.methods.circuits.exact_edges import ExactEdges, verified
-from patchclamp.methods.circuits.masks import connected, metric_rows, of_nodes
-from patchclamp.methods.circuits.metrics import LogitDifference, metric_for
-from patchclamp.methods.circuits.wiring import Wiring, index_of, wire
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges, verified
+from patchclamp.methods.circuits.network.ablation import (
+    Ablation,
+    OptimalAblation,
+    References,
+    references,
+)
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.masks import connected, metric_rows, of_nodes
+from patchclamp.methods.circuits.network.wiring import Wiring, index_of, wire
 from patchclamp.net import Net
 from tests.snapshots import snapshot
 

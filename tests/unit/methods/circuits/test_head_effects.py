@@ -12,9 +12,9 @@ from patchclamp import edits
 from patchclamp.core.errors import DataError, OptionError
 from patchclamp.data.behaviours import token_pairs
 from patchclamp.data.behaviours.pairs import TokenPairs
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.head_effects import HeadEffects
-from patchclamp.methods.circuits.metrics import metric_for
+from patchclamp.methods.circuits.checking.metrics import metric_for
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.heads.head_effects import HeadEffects
 from patchclamp.net import Net
 
 HEADS = tuple((n, h) for n in range(2) for h in range(4))

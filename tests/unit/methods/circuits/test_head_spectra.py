@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import patchclamp
-from patchclamp.methods.circuits.head_spectra import (
+from patchclamp.methods.circuits.heads.head_spectra import (
     HeadSpectra,
     copying,
     effective_rank,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import patchclamp
 from patchclamp.core.errors import InputError, OptionError
-from patchclamp.methods.circuits.head_kinds import HeadKind, targets_of
-from patchclamp.methods.circuits.heads import HeadTyping, kinds_of
+from patchclamp.methods.circuits.heads.head_kinds import HeadKind, targets_of
+from patchclamp.methods.circuits.heads.head_typing import HeadTyping, kinds_of
 from tests.networks import Attend, fresh, opened, tiny_bert, tiny_llama
 from tests.snapshots import snapshot
 

@@ -12,7 +12,7 @@ import patchclamp
 from patchclamp.core.circuit import Node
 from patchclamp.core.errors import EngineError, InputError, SiteError
 from patchclamp.data.induction import repeats
-from patchclamp.methods.circuits.logit_attribution import LogitAttribution
+from patchclamp.methods.circuits.heads.logit_attribution import LogitAttribution
 from patchclamp.net import Net
 from tests.networks import fresh, opened, tiny_gpt2, tiny_llama
 

@@ -10,7 +10,7 @@ import patchclamp
 from patchclamp.core.edit_kinds import edit_from_dict
 from patchclamp.core.errors import DataError, OptionError, SiteError
 from patchclamp.data.induction import repeats
-from patchclamp.methods.circuits.low_rank import (
+from patchclamp.methods.circuits.heads.low_rank import (
     HeadCompression,
     survival_table,
 )

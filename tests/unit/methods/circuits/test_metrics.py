@@ -12,8 +12,8 @@ import patchclamp
 from patchclamp.core.errors import DataError, OptionError, TargetError
 from patchclamp.data.behaviours import catalogue, induction, token_pairs
 from patchclamp.data.behaviours.pairs import MetricKind, Split, TokenPairs
-from patchclamp.methods.circuits.behaviour import performs
-from patchclamp.methods.circuits.metrics import (
+from patchclamp.methods.circuits.checking.behaviour import performs
+from patchclamp.methods.circuits.checking.metrics import (
     KLDivergence,
     LogitDifference,
     LogitOf,

@@ -13,13 +13,13 @@ import patchclamp
 from patchclamp.core.circuit import Edge, Node, Reader
 from patchclamp.core.errors import EngineError, OptionError
 from patchclamp.engine.targets import ClassScore
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.exact_edges import ExactEdges
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.path_patching import PathPatching, to_receivers
-from patchclamp.methods.circuits.wiring import Wiring, index_of, wire
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.finding.exact_edges import ExactEdges
+from patchclamp.methods.circuits.finding.path_patching import PathPatching, to_receivers
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.masks import metric_rows
+from patchclamp.methods.circuits.network.wiring import Wiring, index_of, wire
 from patchclamp.truth.planted_circuit import PlantedCircuit
 from patchclamp.truth.rasp import Variant, hard_variant
 from patchclamp.truth.rasp.edges import Pass

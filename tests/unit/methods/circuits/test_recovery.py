@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from patchclamp.core.circuit import Circuit, Edge, Node, Reader
 from patchclamp.core.errors import DataError, OptionError
-from patchclamp.methods.circuits.recovery import (
+from patchclamp.methods.circuits.checking.recovery import (
     Part,
     auroc,
     average_precision,

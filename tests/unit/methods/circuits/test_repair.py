@@ -12,7 +12,12 @@ import patchclamp
 from patchclamp.core.edit_kinds import edit_from_dict
 from patchclamp.core.errors import DataError, OptionError, SiteError
 from patchclamp.data.induction import repeats
-from patchclamp.methods.circuits.repair import Repair, attend_to, hold_outputs, hold_patterns
+from patchclamp.methods.circuits.comparing.repair import (
+    Repair,
+    attend_to,
+    hold_outputs,
+    hold_patterns,
+)
 from patchclamp.net import Net
 
 

@@ -13,10 +13,8 @@ import patchclamp
 from patchclamp.core.circuit import Circuit, Edge, Node
 from patchclamp.core.errors import DataError, OptionError
 from patchclamp.data.behaviours.pairs import Pair, PromptSet
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.edge_attribution import EdgeAttribution
-from patchclamp.methods.circuits.masks import metric_rows
-from patchclamp.methods.circuits.search import (
+from patchclamp.methods.circuits.finding.edge_attribution import EdgeAttribution
+from patchclamp.methods.circuits.finding.search import (
     CircuitSearch,
     Found,
     again,
@@ -24,6 +22,8 @@ from patchclamp.methods.circuits.search import (
     own_task,
     shipped_task,
 )
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.masks import metric_rows
 from patchclamp.net import Net
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -136,8 +136,8 @@ def test_shuffled_metric_finds_nothing_that_holds(net: Net, found: Found) -> Non
 
 def contrast_range(net: Net, task: object) -> float:
     """What the metric covers between the whole and the empty network, with its true answers."""
-    from patchclamp.methods.circuits.search import Task
-    from patchclamp.methods.circuits.wiring import wire
+    from patchclamp.methods.circuits.finding.search import Task
+    from patchclamp.methods.circuits.network.wiring import wire
 
     assert isinstance(task, Task)
     wiring = wire(net)

@@ -22,9 +22,9 @@ from patchclamp.core.edits import Edit
 from patchclamp.core.errors import DataError, OptionError, SiteError
 from patchclamp.core.findings import Interval, Json, Null
 from patchclamp.engine.targets import Metric
-from patchclamp.methods.circuits.attention_patterns import patterns
-from patchclamp.methods.circuits.measuring import metric_rows
-from patchclamp.methods.circuits.weights import layers_of
+from patchclamp.methods.circuits.checking.measuring import metric_rows
+from patchclamp.methods.circuits.heads.attention_patterns import patterns
+from patchclamp.methods.circuits.heads.weights import layers_of
 from patchclamp.methods.statistics import bootstrap_mean, permutation_null, wilson
 from patchclamp.net import Net
 

@@ -16,9 +16,9 @@ from patchclamp.core.circuit import Node
 from patchclamp.core.errors import EngineError, nearest
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
-from patchclamp.methods.circuits.ablation import References
-from patchclamp.methods.circuits.contrast import Contrast
-from patchclamp.methods.circuits.wiring import Wiring
+from patchclamp.methods.circuits.network.ablation import References
+from patchclamp.methods.circuits.network.contrast import Contrast
+from patchclamp.methods.circuits.network.wiring import Wiring
 
 
 def metric_rows(

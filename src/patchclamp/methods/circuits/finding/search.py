@@ -25,21 +25,21 @@ from patchclamp.core.findings import Json
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.data.behaviours import token_pairs
 from patchclamp.data.behaviours.pairs import PromptSet, Split, TokenPairs, tokenised
-from patchclamp.methods.circuits.ablation import Ablation, references
-from patchclamp.methods.circuits.behaviour import Performance, performs
-from patchclamp.methods.circuits.contrast import Contrast, contrast
-from patchclamp.methods.circuits.edge_attribution import (
+from patchclamp.methods.circuits.checking.behaviour import Performance, performs
+from patchclamp.methods.circuits.checking.evaluation import Evaluation, Faithfulness, Parts, parts
+from patchclamp.methods.circuits.checking.metrics import metric_for
+from patchclamp.methods.circuits.finding.edge_attribution import (
     Direction,
     EdgeAttribution,
     EdgeScores,
     Path,
     Sign,
 )
-from patchclamp.methods.circuits.evaluation import Evaluation, Faithfulness, Parts, parts
-from patchclamp.methods.circuits.exact_edges import Effects, ExactEdges
-from patchclamp.methods.circuits.masks import connected
-from patchclamp.methods.circuits.metrics import metric_for
-from patchclamp.methods.circuits.wiring import Wiring, wire
+from patchclamp.methods.circuits.finding.exact_edges import Effects, ExactEdges
+from patchclamp.methods.circuits.network.ablation import Ablation, references
+from patchclamp.methods.circuits.network.contrast import Contrast, contrast
+from patchclamp.methods.circuits.network.masks import connected
+from patchclamp.methods.circuits.network.wiring import Wiring, wire
 from patchclamp.net import Net
 
 GRID = (

@@ -28,10 +28,10 @@ from patchclamp.core.circuit import Circuit, Edge
 from patchclamp.core.errors import TargetError
 from patchclamp.core.findings import Interval
 from patchclamp.core.progress import SILENT, Progress
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Contrast
-from patchclamp.methods.circuits.masks import connected, metric_rows
-from patchclamp.methods.circuits.wiring import Wiring
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Contrast
+from patchclamp.methods.circuits.network.masks import connected, metric_rows
+from patchclamp.methods.circuits.network.wiring import Wiring
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of MIB, as shares of all edges."""

@@ -27,8 +27,8 @@ from torch import Tensor
 from patchclamp.core.circuit import Circuit, Provenance
 from patchclamp.core.errors import DataError, InputError, OptionError
 from patchclamp.core.findings import Interval
-from patchclamp.methods.circuits.metrics import Metric
-from patchclamp.methods.circuits.unit_layers import UnitLayers
+from patchclamp.methods.circuits.checking.metrics import Metric
+from patchclamp.methods.circuits.finding.unit_layers import UnitLayers
 from patchclamp.methods.statistics import bootstrap_mean
 from patchclamp.model.identity import data_hash
 from patchclamp.model.inputs import Call
@@ -110,7 +110,7 @@ class CausalGraphs:
         """The graph over `sites` (globs, in the order of the forward pass) and the output.
 
         Args:
-            metric: the task; see `patchclamp.methods.circuits.metrics.Metric`.
+            metric: the task; see `patchclamp.methods.circuits.checking.metrics.Metric`.
             background: inputs over which a unit's mean is taken, for `Reference.MEAN`.
         """
         self._check()

@@ -16,8 +16,8 @@ from torch import Tensor
 from patchclamp.core.circuit import Circuit, Node, Provenance, Reader
 from patchclamp.core.edit_kinds import Callback
 from patchclamp.core.errors import SiteError
-from patchclamp.methods.circuits.metrics import Metric
-from patchclamp.methods.circuits.unit_values import unit_values
+from patchclamp.methods.circuits.checking.metrics import Metric
+from patchclamp.methods.circuits.finding.unit_values import unit_values
 from patchclamp.model.inputs import Call
 from patchclamp.net import Net
 

@@ -32,10 +32,10 @@ from patchclamp.core.circuit import Edge, Node, Reader
 from patchclamp.core.errors import EngineError, OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Batch, Contrast
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.wiring import Recording, Wiring, index_of
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Batch, Contrast
+from patchclamp.methods.circuits.network.wiring import Recording, Wiring, index_of
 
 Step: TypeAlias = "Edge | Sequence[Edge]"
 """One edge, or several that are cut together."""

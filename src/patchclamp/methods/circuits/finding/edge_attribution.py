@@ -33,8 +33,8 @@ from patchclamp.core.errors import OptionError, TargetError, nearest
 from patchclamp.core.findings import Json
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
-from patchclamp.methods.circuits.contrast import Batch, Contrast
-from patchclamp.methods.circuits.wiring import Slopes, Wiring, scored
+from patchclamp.methods.circuits.network.contrast import Batch, Contrast
+from patchclamp.methods.circuits.network.wiring import Slopes, Wiring, scored
 
 
 class Direction(StrEnum):

@@ -28,7 +28,7 @@ from patchclamp.engine.ir import Graph, Kind
 from patchclamp.engine.ir import Node as Value
 from patchclamp.engine.layers import Layer, MaskedLayers, masked_layers
 from patchclamp.engine.targets import Metric, measured
-from patchclamp.methods.circuits.wiring import EdgeVariants, Recording, Slopes, Wiring
+from patchclamp.methods.circuits.network.wiring import EdgeVariants, Recording, Slopes, Wiring
 from patchclamp.model.inputs import Call, principal
 from patchclamp.net import Net
 

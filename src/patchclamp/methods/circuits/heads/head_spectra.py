@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchclamp.core.findings import Null
-from patchclamp.methods.circuits.weights import (
+from patchclamp.methods.circuits.heads.weights import (
     key_head,
     layers_of,
     output_projection,

@@ -25,10 +25,10 @@ from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.few_classes import FewClasses, few_classes
 from patchclamp.engine.targets import measured, measured_there
 from patchclamp.engine.wavefront import Wavefront
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Batch, Contrast
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.wiring import EdgeVariants, Wiring, index_of
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Batch, Contrast
+from patchclamp.methods.circuits.network.wiring import EdgeVariants, Wiring, index_of
 
 
 @dataclass(frozen=True, kw_only=True)

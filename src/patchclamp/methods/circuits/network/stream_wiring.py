@@ -22,7 +22,7 @@ from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.rewiring import Rewired, fanned, heads_back, heads_first, masked, written
 from patchclamp.engine.streams import Read, Streams, projection
 from patchclamp.engine.targets import Metric, measured
-from patchclamp.methods.circuits.wiring import EdgeVariants, Recording, Slopes, Wiring
+from patchclamp.methods.circuits.network.wiring import EdgeVariants, Recording, Slopes, Wiring
 from patchclamp.model.inputs import Call, principal
 from patchclamp.net import Net
 

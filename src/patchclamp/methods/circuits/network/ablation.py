@@ -21,8 +21,8 @@ from torch import Tensor
 from patchclamp.core.errors import OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
-from patchclamp.methods.circuits.contrast import Batch, Contrast
-from patchclamp.methods.circuits.wiring import Wiring
+from patchclamp.methods.circuits.network.contrast import Batch, Contrast
+from patchclamp.methods.circuits.network.wiring import Wiring
 
 
 class Ablation(StrEnum):

@@ -178,8 +178,8 @@ def wire(net: Net, kind: str = "auto", example: object = None) -> Wiring:
     Raises:
         EngineError: the network has neither, or it cannot be captured.
     """
-    from patchclamp.methods.circuits.layer_wiring import LayerWiring
-    from patchclamp.methods.circuits.stream_wiring import StreamWiring
+    from patchclamp.methods.circuits.network.layer_wiring import LayerWiring
+    from patchclamp.methods.circuits.network.stream_wiring import StreamWiring
 
     if kind not in ("auto", "stream", "layers"):
         raise OptionError(

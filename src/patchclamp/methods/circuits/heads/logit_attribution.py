@@ -20,7 +20,7 @@ from patchclamp.core.circuit import Node
 from patchclamp.core.errors import EngineError, InputError
 from patchclamp.core.findings import Interval, Null
 from patchclamp.engine.activations import Activations
-from patchclamp.methods.circuits.weights import (
+from patchclamp.methods.circuits.heads.weights import (
     Unembedding,
     layers_of,
     output_projection,

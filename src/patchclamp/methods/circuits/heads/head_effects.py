@@ -22,8 +22,8 @@ from patchclamp.core.errors import DataError, OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.data.behaviours.pairs import TokenPairs
 from patchclamp.engine.protocol import EngineName
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.metrics import metric_for
+from patchclamp.methods.circuits.checking.metrics import metric_for
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
 from patchclamp.net import Net
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from patchclamp.core.errors import DataError, OptionError, TargetError
 from patchclamp.core.findings import Interval
 from patchclamp.data.behaviours.pairs import TokenPairs
-from patchclamp.methods.circuits.metrics import metric_for
+from patchclamp.methods.circuits.checking.metrics import metric_for
 from patchclamp.methods.statistics import bootstrap_mean, wilson
 from patchclamp.net import Net
 

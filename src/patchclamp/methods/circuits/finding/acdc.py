@@ -31,10 +31,10 @@ from patchclamp.core.circuit import Circuit, Provenance
 from patchclamp.core.errors import EngineError, OptionError, TargetError
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.targets import measured
-from patchclamp.methods.circuits.ablation import Ablation, References
-from patchclamp.methods.circuits.contrast import Batch, Contrast
-from patchclamp.methods.circuits.edge_attribution import Direction
-from patchclamp.methods.circuits.wiring import Wiring, scored
+from patchclamp.methods.circuits.finding.edge_attribution import Direction
+from patchclamp.methods.circuits.network.ablation import Ablation, References
+from patchclamp.methods.circuits.network.contrast import Batch, Contrast
+from patchclamp.methods.circuits.network.wiring import Wiring, scored
 
 
 class Distance(StrEnum):

@@ -22,8 +22,8 @@ from patchclamp.core.edits import Edit
 from patchclamp.core.errors import DataError, OptionError
 from patchclamp.core.findings import Interval, Null
 from patchclamp.engine.targets import Metric
-from patchclamp.methods.circuits.measuring import metric_rows
-from patchclamp.methods.circuits.weights import key_head
+from patchclamp.methods.circuits.checking.measuring import metric_rows
+from patchclamp.methods.circuits.heads.weights import key_head
 from patchclamp.methods.statistics import bootstrap_mean, permutation_null
 from patchclamp.net import Net
 

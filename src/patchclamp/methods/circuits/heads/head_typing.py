@@ -29,8 +29,8 @@ from torch import Tensor
 
 from patchclamp.core.errors import OptionError
 from patchclamp.data.induction import FIRST_BYTE, LAST_BYTE, repeats
-from patchclamp.methods.circuits.attention_patterns import is_causal, patterns
-from patchclamp.methods.circuits.head_kinds import (
+from patchclamp.methods.circuits.heads.attention_patterns import is_causal, patterns
+from patchclamp.methods.circuits.heads.head_kinds import (
     FIRST_QUERY,
     POSITIONAL,
     HeadKind,
@@ -39,7 +39,7 @@ from patchclamp.methods.circuits.head_kinds import (
     targets_of,
     vocabulary_of,
 )
-from patchclamp.methods.circuits.weights import output_projection, unembedding
+from patchclamp.methods.circuits.heads.weights import output_projection, unembedding
 from patchclamp.methods.statistics import bootstrap_mean
 from patchclamp.model.tokens import ByteTokenizer
 from patchclamp.net import Net

@@ -29,8 +29,8 @@ from patchclamp.core.edit_kinds import Callback
 from patchclamp.core.errors import DataError, OptionError, SiteError
 from patchclamp.core.findings import Interval, Null
 from patchclamp.core.sites import Tap
-from patchclamp.methods.circuits.metrics import Metric
-from patchclamp.methods.circuits.unit_values import unit_values
+from patchclamp.methods.circuits.checking.metrics import Metric
+from patchclamp.methods.circuits.finding.unit_values import unit_values
 from patchclamp.methods.statistics import bootstrap_mean, permutation_null
 from patchclamp.model.inputs import Call
 from patchclamp.net import Net
@@ -139,7 +139,7 @@ class NeuronPaths:
         """Find a path through `sites` (globs, in the order of the forward pass).
 
         Args:
-            metric: the target; see `patchclamp.methods.circuits.metrics.Metric`.
+            metric: the target; see `patchclamp.methods.circuits.checking.metrics.Metric`.
         """
         self._check()
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,0 +1,1 @@
+"""Comparing circuits: with each other, between checkpoints, by repair, with other tools."""

@@ -1,0 +1,1 @@
+"""Finding circuits: to first order, exactly, by pruning, along paths; and the whole way."""

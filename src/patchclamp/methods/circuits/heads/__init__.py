@@ -1,0 +1,1 @@
+"""Looking at attention heads: what they attend to, write and need."""
