@@ -56,9 +56,37 @@ def table() -> str:
     for name in ("store_slices", "store_shuffled"):
         label = name.replace("_", " ") + ", rows of 576 values in fp16 per CPU second"
         rows.append((label, f"{store[name]['median'] / 1e6:.1f} M", ""))
+    rows += circuits()
     lines = ["| what | measured | bar |", "|---|---|---|"]
     lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
     return "\n".join(lines)
+
+
+def circuits() -> list[tuple[str, str, str]]:
+    """Sweeps, edges, and how well planted circuits are found."""
+    sweep, peers, edges = read("sweep_speed"), read("sweep_peers"), read("edge_cost")
+    rows = [
+        (f"sweep of SmolLM2, {name}", f"{value:.1f} x", f"{sweep['bars'][name]:.0f} x")
+        for name, value in sweep["ratio"].items()
+    ]
+    for what, times in peers["ratio_to_ours"].items():
+        label = f"sweep of a GPT-2-small-shaped network, {what}, over TransformerLens / nnsight"
+        rows.append((label, f"{times['transformer-lens']:.1f} x / {times['nnsight']:.1f} x", ""))
+    for name, value in edges["ratio"].items():
+        bar = f"{edges['bars'][name]:.0f}" if name in edges["bars"] else ""
+        rows.append((f"{name}, over a forward and backward pass", f"{value['median']:.1f}", bar))
+    rows.append(
+        (
+            "exact edges in the time of one forward pass",
+            f"{edges['forward_over_exact_edge']:.0f}",
+            f"{edges['bars']['exact edges']:.0f}",
+        )
+    )
+    for name, bar in read("circuit_recovery")["bars"].items():
+        if "AUROC" in name and not name.startswith("random"):
+            found = f"{bar['found']:.3f}"
+            rows.append((f"planted edges found: {name}", found, f"{bar['at_least']:.2f}"))
+    return rows
 
 
 def ratio(data: dict, name: str) -> str:
