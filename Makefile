@@ -85,7 +85,7 @@ $(STAMPS)/base: pyproject.toml $(PINS) $(STAMPS)/tools
 	$(stamp)
 
 $(STAMPS)/test: $(STAMPS)/base $(STAMPS)/weights-minilm $(STAMPS)/weights-efficientnet-lite0
-	$(INSTALL) --no-build-isolation --editable '.[hf,onnx,zarr,test,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[hf,onnx,zarr,bounds,test,dev]'
 	$(INSTALL) --no-deps onnx2torch
 	$(check_torch)
 	$(stamp)

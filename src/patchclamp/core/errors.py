@@ -79,6 +79,10 @@ class DataError(PatchclampError):
     """A dataset that is missing, empty, malformed or does not fit the model."""
 
 
+class PropertyError(PatchclampError):
+    """A property that is malformed, or that says something which cannot be verified."""
+
+
 class OptionError(PatchclampError):
     """An option of a method or command with a value that it cannot have."""
 
@@ -97,6 +101,12 @@ class CaptureError(PatchclampError):
 
 class EngineError(PatchclampError):
     """An engine cannot do what was asked for on this network."""
+
+    exit_code = 3
+
+
+class BoundError(PatchclampError):
+    """Bounds that cannot be computed: an operator without a rule, an empty or infinite set."""
 
     exit_code = 3
 

@@ -1,0 +1,1 @@
+"""Proving what a network does when its input, its activations or its weights move."""

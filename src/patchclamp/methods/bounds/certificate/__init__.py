@@ -1,0 +1,1 @@
+"""Proofs as data, and a checker that shares nothing with the search that found them."""
