@@ -61,10 +61,11 @@ def peer(given: Problem) -> Jobs:
 
     Raises: ImportError where NeuralSAT is not installed.
     """
-    found = importlib.util.find_spec("src")
-    if found is None or not found.submodule_search_locations:
+    found = importlib.util.find_spec("src")  # NeuralSAT's name for itself
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places or not (Path(places[0]) / "abstractor").is_dir():
         raise ImportError("NeuralSAT, which carries auto_LiRPA, is not installed")
-    root = found.submodule_search_locations[0]
+    root = places[0]
     if root not in sys.path:
         sys.path.append(root)
     sys.modules.setdefault("torchvision", types.ModuleType("torchvision"))

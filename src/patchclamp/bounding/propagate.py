@@ -53,7 +53,11 @@ class Linearised:
     bound: Tensor
 
 
-Improve = Callable[[tuple[dict[Value, Tensor], Tensor], Linearised], Tensor]
+Start = tuple[dict[Value, Tensor], Tensor]
+"""Rows on values, and their constants."""
+
+Improve = Callable[[Start, Linearised, Value, Tensor, float], Tensor]
+"""Better bounds of rows: (start, found, whose elements they are, which, their sign)."""
 
 
 @dataclass(eq=False)
@@ -105,7 +109,11 @@ class Propagation:
     # ---- backwards ------------------------------------------------------------
 
     def linearise(
-        self, rows: dict[Value, Tensor], constant: Tensor, slopes: Slopes | None = None
+        self,
+        rows: dict[Value, Tensor],
+        constant: Tensor,
+        slopes: Slopes | None = None,
+        met: dict[Value, Tensor] | None = None,
     ) -> Linearised:
         """Go backwards from rows on some values to the perturbed ones.
 
@@ -113,6 +121,7 @@ class Propagation:
             rows: on each value, (N or 1, R, *shape).
             constant: (N or 1, R).
             slopes: chosen slopes; missing values take the default.
+            met: filled with the rows on every nonlinear value that is passed.
         """
         pending = {v.number: (v, A) for v, A in rows.items()}
         reached: dict[Value, Tensor] = {}
@@ -126,6 +135,8 @@ class Propagation:
                 gained = value.rule.constant(A)
             else:
                 given = None if slopes is None else slopes.get(value)
+                if met is not None:
+                    met[value] = A.detach()
                 relaxation = self.relaxation(value, given)
                 parts, gained = relaxation.backward(A)
                 if self.rounded:
@@ -188,17 +199,20 @@ class Propagation:
             return
         lower, upper = (side.flatten(1).clone() for side in box)
         for index in self._pieces(value, wanted, lower.shape[0]):
-            down = self._best(self.start(value, index, 1.0))
-            up = -self._best(self.start(value, index, -1.0))
+            down = self._best(value, index, 1.0)
+            up = -self._best(value, index, -1.0)
             lower[:, index] = torch.maximum(lower[:, index], down)
             upper[:, index] = torch.minimum(upper[:, index], up)
         self.intervals[value] = Interval(
             lower.reshape(box.lower.shape), upper.reshape(box.lower.shape)
         )
 
-    def _best(self, start: tuple[dict[Value, Tensor], Tensor]) -> Tensor:
+    def _best(self, value: Value, index: Tensor, sign: float) -> Tensor:
+        start = self.start(value, index, sign)
         found = self.linearise(*start)
-        return found.bound if self.improve is None else self.improve(start, found)
+        if self.improve is None:
+            return found.bound
+        return self.improve(start, found, value, index, sign)
 
     def is_open(self, value: Value) -> bool:
         """Whether anything of a nonlinear value's arguments is undecided."""

@@ -10,17 +10,14 @@ Source: Xu et al. 2021, arXiv 2011.13824.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from patchclamp.bounding.propagate import Linearised, Propagation
+from patchclamp.bounding.propagate import Linearised, Propagation, Slopes, Start
 from patchclamp.rules.base import Nonlinear
 from patchclamp.rules.value import Value
-
-Start = tuple[dict[Value, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,67 +37,110 @@ class SlopeSearch:
     enough: float = float("inf")
 
     def improve(
-        self, bounds: Propagation, start: Start, best: Tensor, starting: dict[Value, Tensor]
+        self, bounds: Propagation, start: Start, best: Tensor, first: Slopes | None = None
     ) -> tuple[Tensor, dict[Value, Tensor]]:
-        """Lower bounds of rows, with the best slopes found.
+        """Lower bounds of rows, with the slopes that they were found with.
 
         Args:
             bounds: whose intervals are used.
             start: rows on values, and their constants.
-            best: their bounds by default slopes, (N, R).
-            starting: slopes to start from, for some values; changed in place.
+            best: their bounds by the first slopes, (N, R).
+            first: slopes to start from, for some values; the default ones for the others.
 
         Returns:
-            The bounds (N, R), at least `best`, and the last slopes.
+            The bounds (N, R), at least `best`, and for each row its best slopes.
         """
-        slopes = {
-            v: self._first(bounds, v, best.shape[1]) if v not in starting else starting[v]
-            for v in free_values(bounds, max(v.number for v in start[0]))
-        }
+        slopes = self.first(bounds, start, best, first)
         if not slopes:
             return best, slopes
-        for s in slopes.values():
-            s.requires_grad_()
-        adam = torch.optim.Adam(list(slopes.values()), lr=self.rate, betas=(0.9, 0.99))
-        for step in range(self.num_steps):
+        kept = {v: s.clone() for v, s in slopes.items()}
+        moving = [s.requires_grad_() for s in slopes.values()]
+        adam = torch.optim.Adam(moving, lr=self.rate, betas=(0.9, 0.99))
+        for step in range(self.num_steps + 1):
             with torch.enable_grad():
                 found = bounds.linearise(*start, slopes).bound
-                gradients = torch.autograd.grad(-found.sum(), list(slopes.values()))
+            better = found.detach() > best
             best = torch.maximum(best, found.detach())
-            if step + 1 == self.num_steps or bool((best > self.enough).all()):
+            _keep(kept, slopes, better)
+            if step == self.num_steps or bool((best > self.enough).all()):
                 break
-            for s, gradient in zip(slopes.values(), gradients, strict=True):
-                s.grad = gradient
-            adam.step()
-            with torch.no_grad():
-                for s in slopes.values():
-                    s.clamp_(0, 1)
-            for group in adam.param_groups:
-                group["lr"] *= self.decay
-        return best, {v: s.detach() for v, s in slopes.items()}
+            self._step(adam, moving, found)
+        return best, kept
+
+    def _step(self, adam: torch.optim.Adam, moving: list[Tensor], found: Tensor) -> None:
+        gradients = torch.autograd.grad(-found.sum(), moving, allow_unused=True)
+        for s, gradient in zip(moving, gradients, strict=True):
+            s.grad = gradient
+        adam.step()
+        with torch.no_grad():
+            for s in moving:
+                s.clamp_(0, 1)
+        for group in adam.param_groups:
+            group["lr"] *= self.decay
+
+    @classmethod
+    def first(
+        cls, bounds: Propagation, start: Start, best: Tensor, first: Slopes | None
+    ) -> dict[Value, Tensor]:
+        """Slopes of every value behind the rows that has any to choose: (num, N, R, *shape)."""
+        given = {} if first is None else first
+        return {
+            v: given[v].clone() if v in given else cls._first(bounds, v, best.shape)
+            for v in free_values(bounds, list(start[0]))
+        }
 
     @staticmethod
-    def _first(bounds: Propagation, value: Value, num_rows: int) -> Tensor:
+    def _first(bounds: Propagation, value: Value, shape: torch.Size) -> Tensor:
         rule = value.rule
         if not isinstance(rule, Nonlinear):
             raise TypeError(f"{value} has no slopes")
         chosen = rule.initial(tuple(bounds.interval(a) for a in value.arguments))
-        return chosen.expand(-1, -1, num_rows, *chosen.shape[3:]).clone()
+        return chosen.expand(-1, shape[0], shape[1], *chosen.shape[3:]).clone()
 
 
-def free_values(bounds: Propagation, last: int) -> list[Value]:
-    """Nonlinear values up to a number that have slopes, and something undecided in them."""
+def _keep(kept: dict[Value, Tensor], slopes: dict[Value, Tensor], better: Tensor) -> None:
+    for v, s in slopes.items():
+        where = better.reshape(1, *better.shape, *(1,) * (s.ndim - 3))
+        kept[v] = torch.where(where, s.detach(), kept[v])
+
+
+def free_values(bounds: Propagation, ends: list[Value]) -> list[Value]:
+    """Nonlinear values that `ends` depend on, with slopes to choose and something undecided."""
+    seen: set[Value] = set()
+    stack = list(ends)
+    while stack:
+        value = stack.pop()
+        if value not in seen:
+            seen.add(value)
+            stack += value.arguments
     return [
         v
-        for v in bounds.network.values[: last + 1]
-        if isinstance(v.rule, Nonlinear) and v.rule.num_slopes > 0 and bounds.is_open(v)
+        for v in bounds.network.values
+        if v in seen
+        and isinstance(v.rule, Nonlinear)
+        and v.rule.num_slopes > 0
+        and bounds.is_open(v)
     ]
 
 
-def optimised(bounds: Propagation, search: SlopeSearch) -> Callable[[Start, Linearised], Tensor]:
-    """A function that improves the bounds of some rows."""
+@dataclass(eq=False)
+class Optimised:
+    """Improves every layer of a propagation, and keeps the slopes where asked to.
 
-    def improve(start: Start, found: Linearised) -> Tensor:
-        return search.improve(bounds, start, found.bound, {})[0]
+    Attributes:
+        bounds: what is improved; set its `improve` to this.
+        search: how.
+        kept: (value, sign) -> element -> {nonlinear value: slopes of that row}.
+    """
 
-    return improve
+    bounds: Propagation
+    search: SlopeSearch
+    kept: dict[tuple[Value, float], list[tuple[Tensor, dict[Value, Tensor]]]] | None = None
+
+    def __call__(
+        self, start: Start, found: Linearised, value: Value, index: Tensor, sign: float
+    ) -> Tensor:
+        best, slopes = self.search.improve(self.bounds, start, found.bound)
+        if self.kept is not None:
+            self.kept.setdefault((value, sign), []).append((index, slopes))
+        return best

@@ -139,8 +139,8 @@ class Candidates(Relaxation):
     def backward(self, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         up, down = A.clamp(min=0), A.clamp(max=0)
         rows = up[..., None] * self.below + down[..., None] * self.above
-        total = (down * self.constant - up * self.slack).flatten(2).sum(2)
-        return (self.rule.scatter(rows),), total
+        total = down * self.constant - up * self.slack
+        return (self.rule.scatter(rows),), total.reshape(*total.shape[:2], -1).sum(2)
 
     def magnitude(self, *boxes: Interval) -> Tensor:
         far = self.rule.gather(magnitude(boxes[0]), 0.0)[:, None]

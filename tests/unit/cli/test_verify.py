@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -412,3 +414,23 @@ class TestBatch:
         (row,) = json.loads(out)
         assert (code, row["verdict"]) == (3, "error")
         assert "odd" in row["detail"] or "memory" in row["detail"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from patchclamp.cli import run; "
+        "codes = [run([c, '--help']) for c in ('verify', 'check-certificate')]; "
+        "heavy = [m for m in ('torch', 'numpy', 'onnx') if m in sys.modules]; "
+        "sys.exit(str(heavy) if heavy else any(codes))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "--certificate" in ended.stdout

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from patchclamp.core.errors import DataError
-from patchclamp.methods.bounds.certificate.form import INPUT, CaseProof, Certificate, Mode
+from patchclamp.methods.bounds.certificate.form import INPUT, LEAF, CaseProof, Certificate, Mode
 from patchclamp.methods.bounds.certificate.linear_bounds import Bounds
 from patchclamp.methods.bounds.certificate.network import Network
 from patchclamp.methods.bounds.certificate.reading import read_network, unpacked
@@ -147,9 +147,9 @@ def _by_neuron(
     multipliers = np.zeros((len(leaves.numbers), depth), np.float32)
     if proof.multipliers.size:
         given = proof.multipliers[leaves.numbers]
-        if given[:, depth:].any():
-            raise DataError("a leaf has more multipliers than splits")
         multipliers[:, : given.shape[1]] = given[:, :depth]
+        if given[:, depth:].any() or multipliers[leaves.splits.layer == LEAF].any():
+            raise DataError("a leaf has more multipliers than splits")
     return replay.neuron_margins(
         layers,
         leaves.splits,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchclamp.core.errors import OptionError, nearest
 from patchclamp.methods.bounds.lipschitz.layers import Chain
-from patchclamp.methods.bounds.lipschitz.lipsdp import certified
+from patchclamp.methods.bounds.lipschitz.lipsdp import Multipliers, certified
 from patchclamp.methods.bounds.lipschitz.norm_product import Norm, norm_product, recursive_bound
 from patchclamp.methods.bounds.lipschitz.quadratic_constraints import (
     QuadraticForm,
@@ -150,12 +150,18 @@ class Lipschitz:
         return max(bound for bound, _ in found), tuple(answer for _, answer in found)
 
     def _solved(self, form: QuadraticForm) -> tuple[float, SolverAnswer]:
+        """The smallest bound that any round's multipliers prove."""
         layers = self.method is Method.LIPSDP_LAYER
-        hint = solve(form, self.norm, self.solver, layers=layers)
-        proved = certified(form, self.norm, hint)
-        return proved.bound, SolverAnswer(
-            claim=hint.claim,
-            slack=proved.bound - hint.claim,
-            status=hint.status,
-            share=proved.share,
-        )
+        rounds: list[tuple[float, SolverAnswer]] = []
+        hint: Multipliers | None = None
+        while len(rounds) < self.solver.num_rounds and not (hint and hint.well_scaled):
+            hint = solve(form, self.norm, self.solver, layers=layers, before=hint)
+            proved = certified(form, self.norm, hint)
+            answer = SolverAnswer(
+                claim=hint.claim,
+                slack=proved.bound - hint.claim,
+                status=hint.status,
+                share=proved.share,
+            )
+            rounds.append((proved.bound, answer))
+        return min(rounds, key=lambda pair: pair[0])

@@ -45,12 +45,14 @@ class Multipliers:
         inputs: weights of the inputs' squares, (num_inputs,); all alike for "l2".
         claim: the Lipschitz bound that the solver believes in.
         status: its own word for how it ended.
+        well_scaled: the program's numbers were of a size that the solver handles well.
     """
 
     groups: Tensor
     inputs: Tensor
     claim: float
     status: str
+    well_scaled: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,12 @@ from patchclamp.methods.bounds.lipschitz.lipsdp import Multipliers, without_idle
 from patchclamp.methods.bounds.lipschitz.norm_product import Norm
 from patchclamp.methods.bounds.lipschitz.quadratic_constraints import QuadraticForm
 
+_MARGIN = 10
+"""The program asks for this many tolerances more than semidefiniteness, so that an answer
+within tolerance still has it. Costs some hundredths of a per cent, saves far more in proof."""
+_WELL_SCALED = 0.1
 
-MARGIN=0.0
+
 class Solver(StrEnum):
     """Which solver looks for multipliers; cvxpy brings both."""
 
@@ -50,14 +54,17 @@ class SolverOptions:
         solver: SCS is a first-order method, quick and of low accuracy; Clarabel an interior-
             point method, accurate and slow beyond some tens of neurons.
         tolerance: where SCS stops, absolute and relative, on the scaled program.
-        max_iterations: of SCS.
-        time_limit_s: wall time that the solver may take.
+        max_iterations: of SCS, in each round.
+        num_rounds: how often the program may be solved, scaled anew by the last answer. One is
+            enough unless the norm product is ten times too large (deep, wide-ranging chains).
+        time_limit_s: wall time that the solver may take, in each round.
         memory_limit_gb: programs that are estimated to need more are refused beforehand.
     """
 
     solver: Solver = Solver.SCS
     tolerance: float = 1e-5
-    max_iterations: int = 5_000
+    max_iterations: int = 2_000
+    num_rounds: int = 3
     time_limit_s: float = 600.0
     memory_limit_gb: float = 8.0
 
@@ -70,7 +77,13 @@ class SolverOptions:
                 nearest=nearest(str(self.solver), names),
             )
         object.__setattr__(self, "solver", Solver(self.solver))
-        for name in ("tolerance", "max_iterations", "time_limit_s", "memory_limit_gb"):
+        for name in (
+            "tolerance",
+            "max_iterations",
+            "num_rounds",
+            "time_limit_s",
+            "memory_limit_gb",
+        ):
             if not getattr(self, name) > 0:
                 raise OptionError(
                     f"{name} is {getattr(self, name)}", expected="a number above zero"
@@ -91,6 +104,7 @@ def solve(
         layers: one multiplier for each activation (LipSDP-Layer) instead of one for each
             group (LipSDP-Neuron). Looser; it saves variables, but the matrix inequality, which
             costs most, stays as large.
+        before: an earlier answer, to scale the program by.
 
     Cost: SCS, an eigenvalue decomposition of (variable, variable) an iteration; Clarabel, the
         factorisation of a dense matrix of about variables^2 / 2 rows an iteration.
@@ -106,8 +120,11 @@ def solve(
         return _without_constraints(form, norm)
     small = without_idle_inputs(form) if norm is Norm.L2 else form
     _check_memory(small, options.memory_limit_gb)
-    lengths = _lengths(small) if before is None else _lengths_from(small, before)
-    problem, answer = _program(small, norm, lengths, layers=layers)
+    lengths = (
+        _lengths(small) if before is None or not before.claim else _lengths_from(small, before)
+    )
+    margin = _MARGIN * (options.tolerance if options.solver is Solver.SCS else 1e-8)
+    problem, answer = _program(small, norm, lengths, margin, layers=layers)
     status = _run(problem, options)
     values = None if answer.value is None else torch.from_numpy(np.array(answer.value, float))
     if values is None or not bool(torch.isfinite(values).all()):
@@ -118,11 +135,13 @@ def solve(
     num_weights = 1 if norm is Norm.L2 else form.num_inputs
     weights, found = values[:num_weights], values[num_weights:]
     groups = (found[_block_of_group(small)] if layers else found) * lengths[-1] ** 2
+    size = math.sqrt(max(float(weights.sum()), 0.0))
     return Multipliers(
         groups=groups / lengths[1:-1][_block_of_group(small)] ** 2,
         inputs=weights.expand(form.num_inputs).clone() * lengths[-1] ** 2,
-        claim=math.sqrt(max(float(weights.sum()), 0.0)) * float(lengths[-1]),
+        claim=size * float(lengths[-1]),
         status=status,
+        well_scaled=size > _WELL_SCALED,
     )
 
 
@@ -134,7 +153,9 @@ def _without_constraints(form: QuadraticForm, norm: Norm) -> Multipliers:
     else:
         weights, claim = rows[0].abs(), float(rows.abs().sum())
     groups = torch.zeros(form.num_groups, dtype=torch.float64)
-    return Multipliers(groups=groups, inputs=weights, claim=claim, status="closed form")
+    return Multipliers(
+        groups=groups, inputs=weights, claim=claim, status="closed form", well_scaled=True
+    )
 
 
 def _spectral(rows: Tensor) -> float:
@@ -192,7 +213,9 @@ def _check_memory(form: QuadraticForm, limit_gb: float) -> None:
         )
 
 
-def _program(form: QuadraticForm, norm: Norm, lengths: Tensor, *, layers: bool) -> tuple[Any, Any]:
+def _program(
+    form: QuadraticForm, norm: Norm, lengths: Tensor, margin: float, *, layers: bool
+) -> tuple[Any, Any]:
     """The cvxpy problem, and its variable: input weights, then multipliers.
 
     The matrix inequality is handed over as one sparse linear map from the variable to the
@@ -216,7 +239,8 @@ def _program(form: QuadraticForm, norm: Norm, lengths: Tensor, *, layers: bool) 
     linear = sparse.csc_matrix((entries[3], (place, entries[2])), (size * size, count))
     output = (form.output.value * scale / lengths[-1]).numpy()
     answer = cvxpy.Variable(count, nonneg=True)
-    left = cvxpy.reshape(linear @ answer, (size, size), order="C") - output.T @ output - MARGIN * np.eye(size)
+    left = cvxpy.reshape(linear @ answer, (size, size), order="C") - output.T @ output
+    left = left - margin * np.eye(size)
     cost = np.zeros(count)
     cost[:num_weights] = 1
     return cvxpy.Problem(cvxpy.Minimize(cost @ answer), [left >> 0]), answer

@@ -1,20 +1,6 @@
 """Which documents no substitution of words can lift into the top K of a smoothed ranker.
 
-Setting. s(d) in [0, 1] is the mapped score of a document, P_d the smoothing's distribution over
-texts (words drawn independently, word w uniformly from its set N(w)), g(d) = E_{P_d} s the
-smoothed score. An attacker changes at most R words w_i of d into synonyms w_i', which gives d'.
-
-Claim. With a = prod |N(w_i) & N(w_i')| / |N(w_i)| and b = prod |N(w_i) & N(w_i')| / |N(w_i')|
-over the changed words, and p >= g(d),
-
-    g(d') <= 1 - b max(0, 1 - p / a).
-
-Proof. Let O be the texts that both P_d and P_d' can draw: P_d(O) = a, P_d'(O) = b. Both are
-uniform on the texts they can draw, so P_d' = (b / a) P_d on O. Hence g(d') <= P_d'(not O) +
-(b / a) E_{P_d}[s; O] <= 1 - b + (b / a) min(p, a). (If a = 0, then b = 0 and the bound is 1.)
-A score that is 1 outside O and p / a on it attains this: from p and the sets alone no more can
-be had. The right side falls in a and in b, so taking for each factor its least value over
-the synonyms, and for each product the R smallest factors, bounds every attack. []
+`overlap.py` bounds what an attack can make of one document's smoothed score g(d). Here:
 
 Ranking. T, the reference, are K documents: those with the best estimates. If the bound for d is
 below g(t) for all t in T, then K documents stay above d: d is not in the top K, whether or not T
@@ -28,11 +14,11 @@ certificate: proved for every attack, up to the chance of unlucky draws, over th
 (a ranker deployed with few draws has its own sampling error), and over the reals up to
 `tolerance`.
 
-Where this differs from the paper (arXiv 2209.06691, and its published evaluation): it bounds the
-change by 1 - prod |N(w) & N(w')| / |N(w)|, which is ours if |N(w)| = |N(w')| and too small if
-N(w') is larger (N(w) = {w} inside a larger N(w') would give no change at all); and it allows for
-one Hoeffding error between the documents at ranks K and K + 1, which the same draws have chosen
-among all documents: that takes bounds that hold for all of them together.
+The paper's published evaluation allows for one Hoeffding error between the documents at ranks
+K and K + 1, which the same draws have chosen among all documents: that takes bounds that hold
+for all of them together, as here.
+
+Source: Wu et al. 2022, arXiv 2209.06691.
 """
 
 from __future__ import annotations
@@ -48,6 +34,7 @@ from numpy.typing import NDArray
 from patchclamp.core.errors import DataError, OptionError
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.methods.bounds.ranking.attack import GreedyPromotion
+from patchclamp.methods.bounds.ranking.overlap import ceiling
 from patchclamp.methods.bounds.ranking.smoothing import (
     Clip,
     Estimate,
@@ -112,6 +99,10 @@ class RankingCertificate:
     @property
     def statement(self) -> str:
         """What is known, with the probability it is known with."""
+        if self.num_certified == 0:
+            return (
+                f"None of the {self.num_outside} documents outside the top {self.k} is certified."
+            )
         limit = self.max_substitutions
         words = "any number of words" if limit is None else f"at most {limit} words"
         return (
@@ -128,9 +119,9 @@ class CertifiedTopK:
 
     Options: `k`; `max_substitutions` words an attacker may change in a document, None for all;
     `num_samples` draws a document; `confidence` that every statement made holds; `score_map`
-    into [0, 1], part of the smoothed ranker: choose it before looking at the documents that are
-    certified; `attack` to compare with, None for none; `tolerance` by which margins must exceed
-    zero, for rounding in the scores; `batch_size` texts a call of the score.
+    into [0, 1], part of the smoothed ranker: not to be chosen anew when documents change, nor
+    after seeing the draws; `attack` to compare with, None for none; `tolerance` by which margins
+    must exceed zero, for rounding in the scores; `batch_size` texts a call of the score.
 
     Shapes: documents, one string each; scores (document,).
     Units: `plain` in the ranker's; all else in mapped scores, [0, 1].
@@ -143,7 +134,7 @@ class CertifiedTopK:
     Fails when: the sets overlap little, or scores lie close together: then nothing is
         certified. Attacks on the reference documents themselves (to demote them), insertions,
         deletions, changes of casing and words without synonyms are outside the threat model.
-    Source: Wu et al. 2022, arXiv 2209.06691; bound and statistics as in the module's docstring.
+    Source: Wu et al. 2022, arXiv 2209.06691; where we differ: this module and `overlap`.
     """
 
     k: int = 10
@@ -301,24 +292,6 @@ SCHEMA = {
     "num_substituted": pl.Int64,
     "attacked_text": pl.String,
 }
-
-
-def ceiling(substitutions: Substitutions, text: Text, high: float) -> NDArray[np.float64]:
-    """The most that the smoothed score can be after at most R substitutions, for every R.
-
-    Shapes: result (num_attackable + 1,), entry R for R substitutions; it never falls.
-    Args: high, an upper bound of the smoothed score. Rounded upward.
-    Source: the module's docstring.
-    """
-    kept = [substitutions.retained(w) for w in text.words if substitutions.written_for(w)]
-    a = np.cumprod([1.0, *sorted(k.own for k in kept)])
-    b = np.cumprod([1.0, *sorted(k.other for k in kept)])
-    # a = 0 only if nothing overlaps; then the bound is 1 whatever stands in its place
-    share = np.minimum(high, a) / np.where(a > 0, a, 1.0)
-    # n products, and then a few operations, each of at most one rounding on numbers up to 1
-    slack = 4 * len(a) * np.finfo(np.float64).eps
-    bounds: NDArray[np.float64] = np.where(a > 0, 1 - b * (1 - share) + slack, 1.0)
-    return np.minimum(bounds, 1.0)
 
 
 def _order(scores: Sequence[float]) -> list[int]:

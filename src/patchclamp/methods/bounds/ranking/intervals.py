@@ -29,7 +29,7 @@ def betting_upper(values: Values, alpha: float) -> float:
     which keeps every factor positive and C_n increasing in m: the means that are not refuted
     are an interval [0, u], and u is returned. The bets follow the variance seen so far, so the
     bound is close to Bernstein's where the draws vary little.
-    Source: Waudby-Smith & Ramdas 2024, arXiv 2010.09686, section 4.
+    Source: Waudby-Smith & Ramdas 2024, arXiv 2010.09686.
     """
     num = len(values)
     counts = np.arange(1, num + 1)

@@ -6,7 +6,7 @@ of each drawn text is first mapped into [0, 1], by a map that is part of the ran
 A narrow range or a vote pulls relevant and irrelevant documents apart, which is what a
 certificate needs; it also makes documents on the same side of it equal.
 
-Source: Wu et al. 2022, arXiv 2209.06691, section 4 (the smoothed ranker).
+Source: Wu et al. 2022, arXiv 2209.06691; the maps into [0, 1] are ours.
 """
 
 from __future__ import annotations

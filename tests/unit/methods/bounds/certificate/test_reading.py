@@ -237,6 +237,19 @@ def test_folded_batch_norm_knows_its_error() -> None:
             assert abs(shift - Decimal(float(step.bias[i]))) <= Decimal(float(step.bias_error[i]))
 
 
+def test_a_value_that_two_nodes_read_is_kept_once() -> None:
+    """Its matrix is not copied into both, which would double at each residual block."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Relu", "h", "a"),
+        node("Add", "h a", "y"),
+    ]
+    network = read_network(packed(nodes, {"w": f32(RNG, 6, 5)}, (1, 6)))
+    last = network.steps[-1]
+    assert isinstance(last, Affine)
+    assert [term.source for term in last.terms] == [1, 2]
+
+
 def test_operators_are_numbered_in_the_order_of_the_file() -> None:
     """Those that the output does not need are left out."""
     nodes = [

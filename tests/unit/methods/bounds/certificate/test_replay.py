@@ -234,9 +234,8 @@ def _apply(step: object, x: Numbers) -> Numbers:
 
 
 def test_multipliers_close_what_slopes_alone_do_not() -> None:
-    """relu(x) - x >= 0 by lines; on the side x >= 0 it is 0, and with the sum of two neurons
-    the split of the first tells something of the second only through its multiplier."""
-    # y = relu(a) with a = x0 + x1, b = x0 + x1 - 0.5 split at b >= 0: then a >= 0.5.
+    """y = relu(a) with a = x0 + x1; b = a - 0.5 is divided at 0.25, and b >= 0.25 says a >= 0.75
+    only through its multiplier."""
     weights = {
         "w": np.array([[1, 1], [1, 1]], np.float32),
         "b": np.array([0, -0.5], np.float32),
@@ -245,13 +244,13 @@ def test_multipliers_close_what_slopes_alone_do_not() -> None:
     nodes = [node("Gemm", "x w b", "h"), node("Relu", "h", "a"), node("MatMul", "a v", "y")]
     replay = Replay(packed(nodes, weights, (1, 2)))
     layers = replay.layers(-np.ones(2), np.ones(2))
-    splits = paths([(0, 1, 0.0, True)])
+    splits = paths([(0, 1, 0.25, True)])
     arguments = (layers, splits, np.ones((1, 1)), np.zeros(1), np.ones((1, 1)))
     slopes = [np.ones((1, 2), np.float32)]
     without = replay.neuron_margins(*arguments, slopes, np.zeros((1, 1), np.float32))
     with_one = replay.neuron_margins(*arguments, slopes, np.ones((1, 1), np.float32))
     assert without[0] < -1.9
-    assert with_one[0] == pytest.approx(0.5, abs=1e-12)
+    assert with_one[0] == pytest.approx(0.75, abs=1e-12)
 
 
 def test_slopes_are_used() -> None:
@@ -264,6 +263,40 @@ def test_slopes_are_used() -> None:
     given = replay.neuron_margins(*arguments, [np.zeros((1, 1), np.float32)])
     assert own[0] == pytest.approx(-1.0)
     assert given[0] == pytest.approx(0.0)
+
+
+def test_slopes_of_layers_are_used() -> None:
+    """relu(x) - x >= 0 and x - relu(x) <= 0 on [-2, 1] need slope 1, the default is 0."""
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Sub", "a x", "p"),
+        node("Sub", "x a", "n"),
+        node("Concat", "p n", "h", axis=1),
+        node("Relu", "h", "y"),
+    ]
+    replay = Replay(packed(nodes, {}, (1, 1)))
+    for side, neuron in ((0, 0), (1, 1)):
+        slopes = np.zeros((2, 2, 1), np.float32)
+        slopes[side, neuron] = 1
+        argument = replay.network.operator(1).source
+        for given, expected in ((slopes, 0.0), (1 - slopes, -1.0)):
+            layers = replay.layers(np.array([-2.0]), np.array([1.0]), {"1.0": given})
+            found = (layers.lower[argument][0, 0], -layers.upper[argument][0, 1])[side]
+            assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_neuron_divided_twice() -> None:
+    """-relu(x0) + relu(x1) with x0 in [-0.5, 0.5] and x1 >= 0.25 is at least -0.25."""
+    replay = Replay(packed([node("Relu", "x", "y")], {}, (1, 2)))
+    layers = replay.layers(-np.ones(2), np.ones(2))
+    splits = paths([(0, 0, 0.5, False), (0, 0, -0.5, True), (0, 1, 0.25, True)])
+    arguments = (layers, splits, np.array([[-1.0, 1.0]]), np.zeros(1), np.ones((1, 1)))
+    assert replay.neuron_margins(*arguments)[0] == pytest.approx(-0.25, abs=1e-12)
+    # More than the slope of the row: the minimum moves to the other end, as by hand.
+    for multipliers, expected in (([0.5, 0, 0], -0.25), ([0, 0.5, 0], -0.75), ([0, 0, 2], -1.0)):
+        given = np.array([multipliers], np.float32)
+        found = replay.neuron_margins(*arguments, (), given)
+        assert found[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_empty_leaf_is_closed_and_a_touching_one_is_not() -> None:

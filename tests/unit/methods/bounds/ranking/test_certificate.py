@@ -147,6 +147,7 @@ def test_ties_and_duplicates_are_not_certified() -> None:
     result = CertifiedTopK(k=2, num_samples=50).run(share_of_good, "", drawn, sets.closed())
     assert result.num_certified == 0
     assert not result.table["exact"].any()
+    assert result.statement == "None of the 3 documents outside the top 2 is certified."
 
 
 def test_a_margin_within_the_tolerance_is_none() -> None:

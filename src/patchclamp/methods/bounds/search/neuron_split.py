@@ -1,0 +1,421 @@
+"""Branch and bound by dividing the arguments of nonlinear operators: for many inputs.
+
+The layers are bounded once, on the whole box. Dividing a neuron restricts the interval of its
+argument, and enters the bound as a Lagrange multiplier besides: inside a side z >= p the term
+m (p - z) is at most 0, so that adding it to a row keeps a lower bound of the row's sum one of
+the row. Slopes and multipliers of a batch of sub-problems are improved together by gradient
+ascent, each from where its parent stopped.
+
+Source: Wang et al. 2021, arXiv 2103.06624 (multipliers of ReLU splits); Shi et al. 2024,
+arXiv 2405.21063 (splits of any nonlinearity at any point).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from patchclamp.bounding.lowering import Lowered
+from patchclamp.bounding.propagate import Linearised, Propagation, Start
+from patchclamp.bounding.sets import Box
+from patchclamp.bounding.slopes import Optimised, SlopeSearch
+from patchclamp.methods.bounds.search.branching import Choice, divisible, screened
+from patchclamp.methods.bounds.search.limits import Limits
+from patchclamp.rules.base import Interval
+from patchclamp.rules.value import Value
+
+Split = tuple[int, int, float, bool]
+"""Place among the divisible values, element, point, and whether it is the side above."""
+
+
+class NothingLeftError(Exception):
+    """A sub-problem in which nothing can be divided is still open."""
+
+
+@dataclass(frozen=True, eq=False)
+class SubProblem:
+    """One node of the tree.
+
+    Attributes:
+        path: its splits, from the root.
+        slopes: for each nonlinear value, (num_slopes, R, *shape).
+        multipliers: of the splits, (R, len(path)).
+        bound: of its best row; choice: what to divide next.
+    """
+
+    path: tuple[Split, ...]
+    slopes: dict[Value, Tensor]
+    multipliers: Tensor
+    bound: float
+    choice: Split | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A closed sub-problem, and the row that is positive in it."""
+
+    path: tuple[Split, ...]
+    row: int
+    slopes: dict[Value, Tensor]
+    multipliers: Tensor
+
+
+@dataclass(eq=False)
+class Root:
+    """A network with all its layers bounded on one box.
+
+    Attributes:
+        bounds: of the box.
+        optimised: the slopes that were used in every layer.
+        places: the values that can be divided.
+    """
+
+    bounds: Propagation
+    optimised: Optimised
+    places: list[Value]
+
+    @classmethod
+    def of(
+        cls, network: Lowered, lower: Tensor, upper: Tensor, search: SlopeSearch, *, rounded: bool
+    ) -> Root:
+        """Bound every layer, with slopes optimised where that is affordable."""
+        ((name, leaf),) = network.leaves.items()
+        dtype = network.dtype
+        low, high = outward(lower, upper, dtype)
+        shape = (1, *leaf.shape)
+        box = Box(low.reshape(shape), high.reshape(shape))
+        bounds = Propagation(network, {name: box}, rounded=rounded)
+        optimised = Optimised(bounds, search, kept={})
+        if search.num_steps:
+            bounds.improve = optimised
+        bounds.run()
+        return cls(bounds, optimised, divisible(network.values))
+
+
+def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A box of float64 in another precision, no smaller."""
+    low, high = lower.to(dtype), upper.to(dtype)
+    if dtype != lower.dtype:
+        low = torch.where(low > lower, torch.nextafter(low, torch.tensor(-torch.inf)), low)
+        high = torch.where(high < upper, torch.nextafter(high, torch.tensor(torch.inf)), high)
+    return low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronSplit:
+    """Options of the search.
+
+    Attributes:
+        batch: sub-problems divided at a time.
+        search: of slopes and multipliers in each sub-problem.
+        margin: how far above 0 a bound has to be before it is replayed.
+        num_tried: divisions of each sub-problem that are tried before one is taken.
+    """
+
+    batch: int = 64
+    search: SlopeSearch = field(
+        default_factory=lambda: SlopeSearch(num_steps=12, rate=0.1, decay=0.95)
+    )
+    margin: float = 1e-5
+    num_tried: int = 3
+
+    def run(
+        self,
+        root: Root,
+        C: Tensor,
+        d: Tensor,
+        replayed: Callable[[list[Leaf]], list[bool]],
+        limits: Limits,
+        on_bound: Callable[[float], None] = lambda bound: None,
+        tried: Callable[[Tensor], None] = lambda points: None,
+    ) -> list[Leaf]:
+        """Prove that in the box some row of C . y + d is positive everywhere; the leaves.
+
+        Args:
+            C, d: (1, R, *output) and (1, R).
+            replayed: says of closed leaves whether they are to be believed.
+            tried: told of inputs (B, *input) that linear bounds point to; raises to stop.
+
+        Raises: OutOfTimeError, OutOfMemoryError, NothingLeftError.
+        """
+        work = _Work(self, root, C, d, limits, replayed, tried)
+        first = SubProblem((), {}, torch.zeros(C.shape[1], 0), -torch.inf)
+        heap: list[tuple[float, int, SubProblem]] = []
+        leaves: list[Leaf] = []
+        work.sort([first], heap, leaves, num_steps=4 * self.search.num_steps)
+        while heap:
+            limits.check(len(heap))
+            taken = [heapq.heappop(heap)[2] for _ in range(min(self.batch, len(heap)))]
+            children = [child for problem in taken for child in work.divided(problem)]
+            work.sort(children, heap, leaves, num_steps=self.search.num_steps)
+            if heap:
+                on_bound(heap[0][0])
+        return leaves
+
+
+@dataclass(eq=False)
+class _Work:
+    """One run."""
+
+    options: NeuronSplit
+    root: Root
+    C: Tensor
+    d: Tensor
+    limits: Limits
+    replayed: Callable[[list[Leaf]], list[bool]]
+    tried: Callable[[Tensor], None]
+    num_seen: int = 0
+
+    def divided(self, problem: SubProblem) -> list[SubProblem]:
+        """Both sides; they inherit slopes and multipliers."""
+        if problem.choice is None:
+            raise NothingLeftError
+        place, index, point, _ = problem.choice
+        more = torch.cat(
+            [problem.multipliers, problem.multipliers.new_zeros(len(problem.multipliers), 1)], 1
+        )
+        return [
+            SubProblem(
+                (*problem.path, (place, index, point, above)), problem.slopes, more, problem.bound
+            )
+            for above in (False, True)
+        ]
+
+    def sort(
+        self,
+        problems: list[SubProblem],
+        heap: list[tuple[float, int, SubProblem]],
+        leaves: list[Leaf],
+        num_steps: int,
+    ) -> None:
+        """Bound sub-problems; the closed ones become leaves, the others wait."""
+        self.limits.num_boxes += len(problems)
+        bounds = self.restricted([p.path for p in problems])
+        best, slopes, multipliers = self.improved(bounds, problems, num_steps)
+        value, row = best.max(1)
+        closed = (value > self.options.margin).tolist()
+        made = [
+            Leaf(
+                p.path,
+                int(row[i]),
+                {v: s[:, i] for v, s in slopes.items()},
+                multipliers[i][:, : len(p.path)],
+            )
+            for i, p in enumerate(problems)
+        ]
+        candidates = [i for i, good in enumerate(closed) if good]
+        held = self.replayed([made[i] for i in candidates]) if candidates else []
+        for i, good in zip(candidates, held, strict=True):
+            closed[i] = good
+        leaves += [made[i] for i, good in enumerate(closed) if good]
+        still = [i for i, good in enumerate(closed) if not good]
+        if not still:
+            return
+        for i, choice in zip(
+            still, self.chosen(bounds, problems, slopes, multipliers, row, still), strict=True
+        ):
+            self.num_seen += 1
+            kept = SubProblem(
+                problems[i].path,
+                {v: s[:, i].clone() for v, s in slopes.items()},
+                made[i].multipliers.clone(),
+                float(value[i]),
+                choice,
+            )
+            heapq.heappush(heap, (kept.bound, self.num_seen, kept))
+
+    def restricted(self, paths: list[tuple[Split, ...]]) -> Propagation:
+        """The root's layers, cut by the splits of each sub-problem."""
+        base = self.root.bounds
+        bounds = Propagation(base.network, base.sets, rounded=base.rounded)
+        for value in base.network.values:
+            if value in base.intervals:
+                bounds.intervals[value] = base.intervals[value]
+        touched = {place for path in paths for place, *_ in path}
+        for place in touched:
+            value = self.root.places[place]
+            lower, upper = (
+                side.expand(len(paths), *value.shape).flatten(1).clone()
+                for side in base.interval(value)
+            )
+            for i, path in enumerate(paths):
+                for at, index, point, above in path:
+                    if at != place:
+                        continue
+                    side = lower if above else upper
+                    keep = max if above else min
+                    side[i, index] = keep(float(side[i, index]), point)
+            shape = (len(paths), *value.shape)
+            bounds.intervals[value] = Interval(lower.reshape(shape), upper.reshape(shape))
+        return bounds
+
+    def start(self, paths: list[tuple[Split, ...]], multipliers: Tensor) -> Start:
+        """The rows, with the splits' multipliers (B, R, depth) on what they divide."""
+        num, rows = len(paths), self.C.shape[1]
+        rows_on = {self.root.bounds.network.output: self.C}
+        constant = self.d.expand(num, rows)
+        if not multipliers.shape[2]:
+            return rows_on, constant
+        table = torch.tensor(
+            [
+                (i, depth, place, index, -1.0 if above else 1.0, point)
+                for i, path in enumerate(paths)
+                for depth, (place, index, point, above) in enumerate(path)
+            ],
+            dtype=torch.float64,
+        )
+        leaf, depth, places, index = table[:, :4].long().T
+        sign, point = table[:, 4:].to(multipliers.dtype).T
+        force = multipliers[leaf, :, depth] * sign[:, None]
+        constant = constant.index_add(0, leaf, -force * point[:, None])
+        for place in places.unique().tolist():
+            here = places == place
+            value = self.root.places[place]
+            on = torch.zeros(num, torch.Size(value.shape).numel(), rows, dtype=force.dtype)
+            on = on.index_put((leaf[here], index[here]), force[here], accumulate=True)
+            on = on.mT.reshape(num, rows, *value.shape)
+            held = rows_on.get(value)
+            rows_on[value] = on if held is None else held + on
+        return rows_on, constant
+
+    def improved(
+        self, bounds: Propagation, problems: list[SubProblem], num_steps: int
+    ) -> tuple[Tensor, dict[Value, Tensor], Tensor]:
+        """Bounds (B, R), their slopes (num, B, R, *shape) and multipliers (B, R, depth)."""
+        paths = [p.path for p in problems]
+        num, rows = len(problems), self.C.shape[1]
+        depth = max(len(path) for path in paths)
+        multipliers = torch.zeros(num, rows, depth)
+        for i, p in enumerate(problems):
+            multipliers[i, :, : len(p.path)] = p.multipliers
+        inherited = {
+            v: torch.stack([p.slopes[v] for p in problems], 1)
+            for v in (problems[0].slopes if all(p.slopes for p in problems) else {})
+        }
+        least = torch.full((num, rows), -torch.inf)
+        search = SlopeSearch(num_steps=num_steps, rate=self.options.search.rate)
+        slopes = search.first(
+            bounds, ({self.root.bounds.network.output: self.C}, self.d), least, inherited
+        )
+        own = torch.zeros(num, depth, dtype=torch.bool)
+        for i, path in enumerate(paths):
+            own[i, : len(path)] = True
+        return self._ascend(bounds, paths, slopes, multipliers, own, least, num_steps)
+
+    def _ascend(
+        self,
+        bounds: Propagation,
+        paths: list[tuple[Split, ...]],
+        slopes: dict[Value, Tensor],
+        multipliers: Tensor,
+        own: Tensor,
+        best: Tensor,
+        num_steps: int,
+    ) -> tuple[Tensor, dict[Value, Tensor], Tensor]:
+        multipliers.requires_grad_()
+        moving = [s.requires_grad_() for s in slopes.values()]
+        rate = self.options.search.rate
+        adam = torch.optim.Adam(
+            [{"params": moving, "lr": rate}, {"params": [multipliers], "lr": rate / 2}],
+            betas=(0.9, 0.99),
+        )
+        kept = {v: s.detach().clone() for v, s in slopes.items()}
+        kept_multipliers = multipliers.detach().clone()
+        for step in range(num_steps + 1):
+            self.limits.check()
+            with torch.enable_grad():
+                found = bounds.linearise(*self.start(paths, multipliers), slopes)
+            bound = found.bound.detach()
+            better = bound > best
+            best = torch.maximum(best, bound)
+            for v, s in slopes.items():
+                where = better.reshape(1, *better.shape, *(1,) * (s.ndim - 3))
+                kept[v] = torch.where(where, s.detach(), kept[v])
+            kept_multipliers = torch.where(
+                better[:, :, None], multipliers.detach(), kept_multipliers
+            )
+            if step == num_steps or bool((best.amax(1) > self.options.margin).all()):
+                self._show(found)
+                break
+            wanted = [*moving, multipliers]
+            gradients = torch.autograd.grad(-found.bound.sum(), wanted, allow_unused=True)
+            for s, gradient in zip(wanted, gradients, strict=True):
+                s.grad = gradient
+            adam.step()
+            with torch.no_grad():
+                for s in moving:
+                    s.clamp_(0, 1)
+                multipliers.clamp_(min=0).mul_(own[:, None])
+            for group in adam.param_groups:
+                group["lr"] *= self.options.search.decay
+        return best, kept, kept_multipliers
+
+    def _show(self, found: Linearised) -> None:
+        """Offer the corners where the linear bounds are lowest as counterexamples."""
+        ((leaf, A),) = found.rows.items()
+        low, high = self.root.bounds.sets[leaf.name].hull()
+        lowest = found.bound.detach().amin(1).topk(min(8, len(found.bound)), largest=False).indices
+        A = A.detach().expand(len(found.bound), *A.shape[1:])[lowest].flatten(0, 1)
+        self.tried(torch.where(A > 0, low, high))
+
+    def chosen(
+        self,
+        bounds: Propagation,
+        problems: list[SubProblem],
+        slopes: dict[Value, Tensor],
+        multipliers: Tensor,
+        row: Tensor,
+        still: list[int],
+    ) -> list[Split | None]:
+        """What to divide in each open sub-problem; None where nothing can be."""
+        met: dict[Value, Tensor] = {}
+        paths = [p.path for p in problems]
+        with torch.no_grad():
+            bounds.linearise(*self.start(paths, multipliers), slopes, met)
+            candidates = screened(bounds, met, row, self.root.places, self.options.num_tried)
+            gains = torch.stack(
+                [self._gain(paths, c, slopes, multipliers, row, still) for c in candidates]
+            )
+        best = gains.argmax(0)
+        found: list[Split | None] = []
+        for at, i in enumerate(still):
+            c = candidates[int(best[at])]
+            usable = float(c.score[i]) > 0
+            found.append(
+                (int(c.place[i]), int(c.index[i]), float(c.point[i]), False) if usable else None
+            )
+        return found
+
+    def _gain(
+        self,
+        paths: list[tuple[Split, ...]],
+        choice: Choice,
+        slopes: dict[Value, Tensor],
+        multipliers: Tensor,
+        row: Tensor,
+        still: list[int],
+    ) -> Tensor:
+        """The worse side's bound plus a little of the better one's, with the slopes at hand."""
+        if self.options.num_tried == 1:
+            return choice.score[still]
+        sides = []
+        mine = {v: s[:, still] for v, s in slopes.items()}
+        for above in (False, True):
+            longer = [
+                (
+                    *paths[i],
+                    (int(choice.place[i]), int(choice.index[i]), float(choice.point[i]), above),
+                )
+                for i in still
+            ]
+            held = torch.nn.functional.pad(multipliers[still], (0, 1))
+            bounds = self.restricted(longer)
+            found = bounds.linearise(*self.start(longer, held), mine).bound
+            sides.append(found.gather(1, row[still][:, None])[:, 0])
+        low, high = torch.minimum(*sides), torch.maximum(*sides)
+        worth = low + 0.1 * high
+        return torch.where(choice.score[still] > 0, worth, torch.full_like(worth, -torch.inf))
