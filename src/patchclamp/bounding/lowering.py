@@ -11,7 +11,7 @@ Afterwards neighbouring affine rules are merged where that costs no work.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from patchclamp.core.errors import BoundError
 from patchclamp.engine.ir import Graph, Kind, Node
 from patchclamp.rules.layout import Reshape
 from patchclamp.rules.linear import Linear
-from patchclamp.rules.operators.builder import Builder
+from patchclamp.rules.operators.builder import Builder, Operand
 from patchclamp.rules.operators.table import TABLE
 from patchclamp.rules.sums import Scale
 from patchclamp.rules.value import Value
@@ -65,6 +65,10 @@ def _last_uses(values: tuple[Value, ...], output: Value) -> dict[Value, Value]:
     return last
 
 
+Rewrite = Callable[[Builder, Operand], Operand]
+"""What a value becomes right after it was computed: something perturbed, or something edited."""
+
+
 def lower(
     graph: Graph,
     constants: Callable[[Node], Tensor],
@@ -72,6 +76,10 @@ def lower(
     perturbed: Mapping[Node, str],
     output: Node,
     dtype: torch.dtype = torch.float32,
+    *,
+    rewrites: Mapping[Node, Sequence[Rewrite]] | None = None,
+    exact: bool = False,
+    differentiable: bool = False,
 ) -> Lowered:
     """Lower the part of a graph between what is perturbed and one output.
 
@@ -79,38 +87,70 @@ def lower(
         graph: the network.
         constants: the tensor of a constant node.
         example: the inputs of one call.
-        perturbed: nodes whose values are perturbed -> the name of each.
+        perturbed: nodes whose whole values are perturbed -> the name of each.
         output: the node that is bounded.
+        rewrites: what else is done to values, in order; it may make perturbed values too.
+        exact: merge rules only where nothing is computed for it, so that no rounding of the
+            weights themselves stays unaccounted for.
+        differentiable: keep the graph from the constants to the rules.
 
     Raises:
         BoundError: an operator without a rule; an output that nothing perturbed reaches.
     """
     needed = graph.upstream([output])
+    changes = {n: [_replacing(name)] for n, name in perturbed.items()}
+    for node, more in (rewrites or {}).items():
+        changes[node] = [*changes.get(node, []), *more]
     builder = Builder(dtype, [])
     held: dict[Node, object] = {}
-    leaves: dict[str, Value] = {}
-    reached: set[Node] = set()
     for node in graph.nodes:
         if node not in needed:
             continue
-        value = _computed(node, held, builder, constants, example, node in perturbed)
-        reached |= {node} if node in perturbed else set()
-        if node in perturbed:
-            if not isinstance(value, Tensor):
-                raise BoundError(f"'{perturbed[node]}' lies behind another perturbed value")
-            leaf = Value(None, (), tuple(value.shape), perturbed[node], len(builder.values))
-            builder.values.append(leaf)
-            leaves[leaf.name] = leaf
-            value = leaf
+        with torch.set_grad_enabled(differentiable):
+            value = _computed(node, held, builder, constants, example)
+            for change in changes.get(node, ()):
+                builder.name = node.address or node.path or node.operation
+                if not isinstance(value, (Tensor, Value)):
+                    raise BoundError(f"'{builder.name}' is not one tensor and cannot be changed")
+                value = change(builder, value)
         held[node] = value
     result = held[output]
-    missing = [name for node, name in perturbed.items() if node not in reached]
-    if not isinstance(result, Value) or missing:
+    leaves = {v.name: v for v in builder.values if v.rule is None}
+    live = _reaching(result) if isinstance(result, Value) else set()
+    unread = [perturbed[n] for n in perturbed if n not in needed]
+    unread += [name for name, leaf in leaves.items() if leaf not in live]
+    if not isinstance(result, Value) or unread:
         raise BoundError(
             f"the output '{output.address}' does not depend on what is perturbed",
-            got=", ".join(missing or perturbed.values()),
+            got=", ".join(unread) or "nothing perturbed before it",
         )
-    return merged(Lowered(tuple(builder.values), leaves, result, dtype))
+    return merged(Lowered(tuple(builder.values), leaves, result, dtype), exact=exact)
+
+
+def _replacing(name: str) -> Rewrite:
+    """The value is replaced by a perturbed one."""
+
+    def replace(builder: Builder, value: Operand) -> Operand:
+        if not isinstance(value, Tensor):
+            raise behind(name)
+        return builder.leaf(tuple(value.shape), name)
+
+    return replace
+
+
+def behind(name: str) -> BoundError:
+    """The error for something perturbed that depends on something else perturbed."""
+    return BoundError(
+        f"'{name}' lies behind another perturbed value, so it has no value of its own to perturb",
+        hint="perturb one of the two; a weight and an input can be perturbed together",
+    )
+
+
+_CASTS = {
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.to.dtype_layout,
+    torch.ops.aten._to_copy.default,
+}
 
 
 def _computed(
@@ -119,12 +159,12 @@ def _computed(
     builder: Builder,
     constants: Callable[[Node], Tensor],
     example: list[Tensor],
-    perturbed: bool,
 ) -> object:
     if node.kind is Kind.INPUT:
         return example[node.number]
     if node.kind is Kind.CONST:
-        return constants(node)
+        value = constants(node)
+        return value if torch.is_grad_enabled() else value.detach()
 
     def filled(x: object) -> object:
         return held[x] if isinstance(x, Node) else x
@@ -138,10 +178,16 @@ def _computed(
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=is_leaf)
     if node.target is None:
         raise BoundError(f"'{node.address}' calls nothing")
-    if not any(isinstance(x, Value) for x in leaves):
-        with torch.no_grad():
-            return node.target(*args, **kwargs)
-    return _lowered(node, args, kwargs, builder)
+    if any(isinstance(x, Value) for x in leaves):
+        return _lowered(node, args, kwargs, builder)
+    if node.target in _CASTS and node.dtype is not None and node.dtype.is_floating_point:
+        return args[0].to(builder.dtype)  # casts between real numbers are the identity here
+    return pytree.tree_map(lambda x: _precise(x, builder.dtype), node.target(*args, **kwargs))
+
+
+def _precise(x: object, dtype: torch.dtype) -> object:
+    """Real tensors in the precision of the bounds, whatever an operator makes them in."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _lowered(
@@ -163,35 +209,32 @@ def _lowered(
         raise builder.refuse(f"operator '{node.target}' called in this way ({e})") from e
 
 
-def merged(network: Lowered) -> Lowered:
+def merged(network: Lowered, *, exact: bool = False) -> Lowered:
     """Neighbouring affine rules made into one where the product is no larger.
 
     A linear layer takes up the scaling, shift or reshape before it, and the scaling behind it;
     two linear layers become one where their product has no more weights. The sums are made
-    in float64.
+    in float64; with `exact`, only what needs no sums is merged.
     """
     users: dict[Value, int] = {network.output: 1}
     for value in network.values:
         for a in value.arguments:
             users[a] = users.get(a, 0) + 1
-    swapped: dict[Value, Value] = {}
     kept: list[Value] = []
     for value in network.values:
-        value.arguments = tuple(swapped.get(a, a) for a in value.arguments)
         while len(value.arguments) == 1 and users.get(value.arguments[0], 0) == 1:
             before = value.arguments[0]
-            rule = _product(value, before)
+            rule = _product(value, before, exact)
             if rule is None:
                 break
             value.rule, value.arguments = rule, before.arguments
             kept.remove(before)
         kept.append(value)
-    output = swapped.get(network.output, network.output)
-    live = _reaching(output)
+    live = _reaching(network.output)
     kept = [v for v in kept if v in live]
     for number, value in enumerate(kept):
         value.number = number
-    return Lowered(tuple(kept), network.leaves, output, network.dtype)
+    return Lowered(tuple(kept), network.leaves, network.output, network.dtype)
 
 
 def _reaching(output: Value) -> set[Value]:
@@ -205,13 +248,15 @@ def _reaching(output: Value) -> set[Value]:
     return seen
 
 
-def _product(value: Value, before: Value) -> Linear | Reshape | None:
+def _product(value: Value, before: Value, exact: bool) -> Linear | Reshape | None:
     """One rule for `before` and then `value`, or None."""
     first, second = before.rule, value.rule
     if before.known is not None or first is None or before.rule is None:
         return None
     if isinstance(second, Reshape) and isinstance(first, Reshape):
         return Reshape(first.before, second.after)
+    if exact and not (isinstance(second, Linear) and isinstance(first, Reshape)):
+        return None
     if isinstance(second, Linear) and isinstance(first, (Scale, Reshape, Linear)):
         return _into(second, first)
     if isinstance(second, Scale) and isinstance(first, Linear):

@@ -10,24 +10,29 @@ Source: Zhang et al. 2018 (CROWN); Xu et al. 2020, arXiv 2002.12920 (general gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from patchclamp.bounding.lowering import Lowered
-from patchclamp.bounding.sets import PerturbedSet
+from patchclamp.bounding.sets import Box, PerturbedSet
 from patchclamp.rules.base import (
     Affine,
     Interval,
+    Lines,
     Nonlinear,
     Relaxation,
     gamma,
     magnitude,
     one_hot,
 )
+from patchclamp.rules.conv import Conv
+from patchclamp.rules.linear import Linear
 from patchclamp.rules.relu import ReLU
+from patchclamp.rules.sparse import Sparse, dot
 from patchclamp.rules.value import Value
 
 Sets = Mapping[str, PerturbedSet]
@@ -36,6 +41,11 @@ Slopes = Mapping[Value, Tensor]
 
 MAX_ELEMENTS = 1 << 24
 """How many coefficients of one value are held at a time; more rows go in pieces."""
+
+MOST_ALIVE = 0.9
+"""Dead neurons are left out of rows where no more than this share is alive."""
+
+Rows = Tensor | Sparse
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ class Linearised:
 Start = tuple[dict[Value, Tensor], Tensor]
 """Rows on values, and their constants."""
 
-Improve = Callable[[Start, Linearised, Value, Tensor, float], Tensor]
-"""Better bounds of rows: (start, found, whose elements they are, which, their sign)."""
+Improve = Callable[[Value, Tensor], tuple[Tensor, Tensor]]
+"""Other bounds of the elements of a value that are still undecided: (value, which), each (N, R)."""
 
 
 @dataclass(eq=False)
@@ -69,7 +79,7 @@ class Propagation:
         sets: for every perturbed value, by name.
         intervals: the best known elementwise bounds of each value.
         rounded: subtract what rounding can do, so that bounds hold over the reals.
-        improve: better bounds of rows that were linearised; see bounding/slopes.py.
+        improve: better bounds of elements that were bounded once; see bounding/slopes.py.
     """
 
     network: Lowered
@@ -79,6 +89,9 @@ class Propagation:
     improve: Improve | None = None
     relaxed: dict[Value, Relaxation] = field(default_factory=dict)
     _sizes: dict[Value, Tensor] = field(default_factory=dict)
+    _columns: dict[Value, Tensor | None] = field(default_factory=dict)
+    _weights: dict[tuple[Value, int, int], Tensor] = field(default_factory=dict)
+    _lines: dict[Value, Lines] = field(default_factory=dict)
 
     # ---- forwards -------------------------------------------------------------
 
@@ -123,46 +136,153 @@ class Propagation:
             slopes: chosen slopes; missing values take the default.
             met: filled with the rows on every nonlinear value that is passed.
         """
+        found = self._walk(dict(rows), constant, slopes or {}, met)
+        reached, constant, bound = found
+        return Linearised({v: _dense(A) for v, A in reached.items()}, constant, bound)
+
+    def _walk(
+        self,
+        rows: dict[Value, Rows],
+        constant: Tensor,
+        slopes: Slopes,
+        met: dict[Value, Tensor] | None = None,
+    ) -> tuple[dict[Value, Rows], Tensor, Tensor]:
+        """`linearise`, with rows that may have no zeros: (rows on leaves, constant, bound)."""
         pending = {v.number: (v, A) for v, A in rows.items()}
-        reached: dict[Value, Tensor] = {}
+        reached: dict[Value, Rows] = {}
+        spent = constant.detach().abs() if self.rounded else None
         while pending:
             value, A = pending.pop(max(pending))
             if value.rule is None:
                 reached[value] = A
                 continue
             if isinstance(value.rule, Affine):
-                parts = value.rule.backward(A)
-                gained = value.rule.constant(A)
+                parts, terms = self._through_affine(value, A, slopes)
             else:
-                given = None if slopes is None else slopes.get(value)
                 if met is not None:
-                    met[value] = A.detach()
-                relaxation = self.relaxation(value, given)
-                parts, gained = relaxation.backward(A)
-                if self.rounded:
-                    boxes = [self.interval(a) for a in value.arguments]
-                    size = relaxation.magnitude(*boxes)
-                    constant = constant - _error(A, size, relaxation.num_terms)
-            if gained is not None:
-                constant = constant + gained
-            if self.rounded and isinstance(value.rule, Affine) and _computes(value.rule):
-                constant = constant - _error(A, self._size(value), value.rule.num_terms)
+                    met[value] = _dense(A).detach()
+                parts, terms = self._through_nonlinear(value, A, slopes.get(value))
+            for term in terms:
+                constant = constant + term
+                if spent is not None:
+                    spent = spent + term.detach().abs()
             for argument, part in zip(value.arguments, parts, strict=True):
                 held = pending.get(argument.number)
-                pending[argument.number] = (argument, part if held is None else held[1] + part)
+                pending[argument.number] = (
+                    argument,
+                    part if held is None else _added(held[1], part),
+                )
         bound = constant
         for value, A in reached.items():
-            bound = bound + self.sets[value.name].minimum(A)
-            if self.rounded:
-                size = magnitude(self.interval(value))
-                bound = bound - _error(A, size, A[0, 0].numel())
-        return Linearised(reached, constant, bound)
+            term = self._least(value, A)
+            bound = bound + term
+            if spent is not None:
+                size, num = magnitude(self.interval(value)), math.prod(value.shape)
+                bound = bound - _error(A, size, num)
+                spent = spent + term.detach().abs()
+        if spent is not None:  # each value adds three terms at most to the constant
+            bound = bound - gamma(2 * len(self.network.values) + 4, spent.dtype) * spent
+        return reached, constant, bound
+
+    def _through_affine(
+        self, value: Value, A: Rows, slopes: Slopes
+    ) -> tuple[tuple[Rows, ...], list[Tensor]]:
+        """Rows on the arguments, and what the constant gains."""
+        rule = value.rule
+        if not isinstance(rule, Affine):
+            raise TypeError(f"{value} is not affine")
+        parts: tuple[Rows, ...]
+        if isinstance(rule, Linear) and rule.single:
+            parts = (self._through_linear(value, rule, A, slopes),)
+        elif isinstance(rule, Conv) and isinstance(A, Sparse) and A.window is not None:
+            parts = (_worth(rule.backward_in_windows(A)),)
+        else:
+            A = _dense(A)
+            parts = rule.backward(A)
+        terms = []
+        if rule.offset is not None:
+            terms.append(_dot(A, rule.offset[None]))
+        if self.rounded and _computes(rule):
+            terms.append(-_error(A, self._size(value), rule.num_terms))
+        return parts, terms
+
+    def _through_linear(self, value: Value, rule: Linear, A: Rows, slopes: Slopes) -> Rows:
+        (argument,) = value.arguments
+        kept = None if argument in slopes else self._alive(argument)
+        if isinstance(A, Sparse):
+            rows, given = A.A, A.columns
+            if given is None:
+                rows, given = _dense(A).flatten(2), None
+        else:
+            rows, given = A.flatten(2), None
+        made = rows @ self._weight(value, rule, given, kept)
+        if kept is None:
+            return made.reshape(*made.shape[:2], *rule.inputs[0])
+        return Sparse(made, argument.shape, columns=kept)
+
+    def _weight(
+        self, value: Value, rule: Linear, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        """The part of a weight that is alive."""
+        key = (value, id(rows), id(columns))
+        if key not in self._weights:
+            weight = rule.weight if rows is None else rule.weight[rows]
+            self._weights[key] = weight if columns is None else weight[:, columns]
+        return self._weights[key]
+
+    def _alive(self, value: Value) -> Tensor | None:
+        """Which elements of a ReLU's result may differ from 0; None if nearly all."""
+        if not isinstance(value.rule, ReLU):
+            return None
+        if value not in self._columns:
+            box = self.interval(value.arguments[0])
+            alive = (box.upper > 0).flatten(1).any(0)
+            few = int(alive.sum()) <= MOST_ALIVE * len(alive)
+            self._columns[value] = alive.nonzero().flatten() if few else None
+        return self._columns[value]
+
+    def _through_nonlinear(
+        self, value: Value, A: Rows, slopes: Tensor | None
+    ) -> tuple[tuple[Rows, ...], list[Tensor]]:
+        """Rows on the arguments, and what the constant gains."""
+        relaxation = self.relaxation(value, slopes)
+        if isinstance(A, Sparse) and (slopes is not None or not isinstance(relaxation, Lines)):
+            A = A.dense()
+        parts: tuple[Rows, ...]
+        if isinstance(A, Sparse) and isinstance(relaxation, Lines):
+            found, gained = self._lines_of(value, relaxation, A).backward(A.A)
+            parts = (replace(A, A=found[0]),)
+        else:
+            parts, gained = relaxation.backward(_dense(A))
+        if not self.rounded:
+            return parts, [gained]
+        if slopes is None:
+            size = self._size(value)
+        else:
+            size = relaxation.magnitude(*(self.interval(a) for a in value.arguments))
+        return parts, [gained, -_error(A, size, relaxation.num_terms)]
+
+    def _lines_of(self, value: Value, lines: Lines, rows: Sparse) -> Lines:
+        if rows.columns is None or rows.columns is not self._alive(value):
+            return rows.lines(lines)
+        if value not in self._lines:
+            self._lines[value] = rows.lines(lines)
+        return self._lines[value]
+
+    def _least(self, value: Value, A: Rows) -> Tensor:
+        """The smallest value of rows over what is perturbed."""
+        perturbed = self.sets[value.name]
+        if not isinstance(A, Sparse) or not isinstance(perturbed, Box):
+            return perturbed.minimum(_dense(A))
+        lower, upper = perturbed.lower, perturbed.upper
+        middle = (lower + upper) / 2
+        radius = torch.maximum(upper - middle, middle - lower)
+        return A.dot(middle) - replace(A, A=A.A.abs()).dot(radius)
 
     def _size(self, value: Value) -> Tensor:
+        """What rounding has to be measured by: see `magnitude` of rules and relaxations."""
         if value not in self._sizes:
-            rule = value.rule
-            if not isinstance(rule, Affine):
-                raise TypeError(f"{value} is not affine")
+            rule = value.rule if isinstance(value.rule, Affine) else self.relaxation(value)
             self._sizes[value] = rule.magnitude(*(self.interval(a) for a in value.arguments))
         return self._sizes[value]
 
@@ -187,32 +307,64 @@ class Propagation:
             1, len(index), dtype=dtype
         )
 
+    def _both(self, value: Value, index: Tensor) -> tuple[dict[Value, Rows], Tensor]:
+        """`start` with sign 1, and behind it with sign -1; without the zeros where there are."""
+        rule = value.rule
+        rows: dict[Value, Rows]
+        if isinstance(rule, Linear) and rule.single:
+            (argument,) = value.arguments
+            kept = self._alive(argument)
+            picked = self._weight(value, rule, None, kept)
+            picked = picked[index] if len(index) < len(picked) else picked
+            signed = torch.cat([picked, -picked])[None]
+            rows = {
+                argument: signed.reshape(1, -1, *rule.inputs[0])
+                if kept is None
+                else Sparse(signed, argument.shape, columns=kept)
+            }
+        elif isinstance(rule, Conv) and rule.has_windows:
+            rows = {value.arguments[0]: _worth(rule.start_in_windows(index).signed())}
+        else:
+            dense, constant = self.start(value, index, 1.0)
+            rows = {v: torch.cat([A, -A], 1) for v, A in dense.items()}
+            return rows, torch.cat([constant, -constant], 1)
+        offset = rule.offset
+        constant = torch.zeros(1, len(index), dtype=self.network.dtype)
+        if offset is not None:
+            constant = offset.flatten()[index][None]
+        return rows, torch.cat([constant, -constant], 1)
+
     # ---- all layers -----------------------------------------------------------
 
     def tighten(self, value: Value) -> None:
         """Bound a value backwards, where interval arithmetic leaves something undecided."""
-        box = self.interval(value)
         if self._is_exact(value):
             return
-        wanted = undecided(self._readers(value), box).any(0).flatten().nonzero().flatten()
-        if len(wanted) == 0:
+        wanted = self._undecided(value)
+        for index in self.pieces(value, wanted, 2):
+            found = self._walk(*self._both(value, index), {})[2]
+            self._narrow(value, index, found[:, : len(index)], -found[:, len(index) :])
+        if self.improve is None or len(wanted) == 0:
             return
-        lower, upper = (side.flatten(1).clone() for side in box)
-        for index in self._pieces(value, wanted, lower.shape[0]):
-            down = self._best(value, index, 1.0)
-            up = -self._best(value, index, -1.0)
-            lower[:, index] = torch.maximum(lower[:, index], down)
-            upper[:, index] = torch.minimum(upper[:, index], up)
-        self.intervals[value] = Interval(
-            lower.reshape(box.lower.shape), upper.reshape(box.lower.shape)
-        )
+        for index in self.pieces(value, self._undecided(value), 2):
+            self._narrow(value, index, *self.improve(value, index))
 
-    def _best(self, value: Value, index: Tensor, sign: float) -> Tensor:
-        start = self.start(value, index, sign)
-        found = self.linearise(*start)
-        if self.improve is None:
-            return found.bound
-        return self.improve(start, found, value, index, sign)
+    def _undecided(self, value: Value) -> Tensor:
+        """Flat elements that a reader would know better, on any of the sets."""
+        found = undecided(self._readers(value), self.interval(value))
+        return found.flatten(1).any(0).nonzero().flatten()
+
+    def _narrow(self, value: Value, index: Tensor, lower: Tensor, upper: Tensor) -> None:
+        """Take bounds of some elements that may be better than the known ones."""
+        box = self.interval(value)
+        low, high = (
+            side.flatten(1).index_copy(1, index, best(side.flatten(1)[:, index], found))
+            for side, found, best in zip(
+                box, (lower, upper), (torch.maximum, torch.minimum), strict=True
+            )
+        )
+        shape = box.lower.shape
+        self.intervals[value] = Interval(low.reshape(shape), high.reshape(shape))
 
     def is_open(self, value: Value) -> bool:
         """Whether anything of a nonlinear value's arguments is undecided."""
@@ -220,7 +372,9 @@ class Propagation:
             bool(undecided([value], self.interval(argument)).any()) for argument in value.arguments
         )
 
-    def _pieces(self, value: Value, wanted: Tensor, num: int) -> tuple[Tensor, ...]:
+    def pieces(self, value: Value, wanted: Tensor, num: int) -> tuple[Tensor, ...]:
+        """Elements of a value in parts of which `num` rows each can be held at a time."""
+        num *= len(self.interval(value).lower)
         widest = max(
             (
                 v.rule.output if v.rule is not None else v.shape
@@ -260,10 +414,33 @@ def _computes(rule: Affine) -> bool:
     return bool(rule.num_terms) or rule.offset is not None
 
 
-def _error(A: Tensor, size: Tensor, num_terms: int) -> Tensor:
+def _dense(A: Rows) -> Tensor:
+    return A.dense() if isinstance(A, Sparse) else A
+
+
+def _dot(A: Rows, x: Tensor) -> Tensor:
+    """Rows applied to x (N or 1, *shape): (N, R)."""
+    return A.dot(x) if isinstance(A, Sparse) else dot(A.flatten(2), x.flatten(1)[:, None])
+
+
+def _added(A: Rows, B: Rows) -> Rows:
+    if isinstance(A, Sparse) and isinstance(B, Sparse) and A.columns is B.columns is not None:
+        return replace(A, A=A.A + B.A)
+    return _dense(A) + _dense(B)
+
+
+def _worth(rows: Sparse) -> Rows:
+    """Rows in windows, as long as windows are smaller than half the value."""
+    return rows if 2 * rows.A.shape[2] <= math.prod(rows.shape) else rows.dense()
+
+
+def _error(A: Rows, size: Tensor, num_terms: int) -> Tensor:
     """What rounding can do to rows that meet values of this size."""
-    total: Tensor = (A.detach().abs().flatten(2) @ size.flatten(1)[:, :, None])[:, :, 0]
-    return gamma(num_terms + 4, A.dtype) * total + torch.finfo(A.dtype).tiny
+    if isinstance(A, Sparse):
+        total, dtype = replace(A, A=A.A.detach().abs()).dot(size), A.A.dtype
+    else:
+        total, dtype = _dot(A.detach().abs(), size), A.dtype
+    return gamma(num_terms + 4, dtype) * total + torch.finfo(dtype).tiny
 
 
 def undecided(readers: list[Value], box: Interval) -> Tensor:

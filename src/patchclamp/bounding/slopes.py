@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchclamp.bounding.propagate import Linearised, Propagation, Slopes, Start
+from patchclamp.bounding.propagate import Propagation, Start
 from patchclamp.rules.base import Nonlinear
 from patchclamp.rules.value import Value
 
@@ -59,16 +59,17 @@ class SlopeSearch:
         for step in range(self.num_steps + 1):
             with torch.enable_grad():
                 found = bounds.linearise(*start, slopes).bound
+                loss = -found.sum()
             better = found.detach() > best
             best = torch.maximum(best, found.detach())
             _keep(kept, slopes, better)
             if step == self.num_steps or bool((best > self.enough).all()):
                 break
-            self._step(adam, moving, found)
+            self._step(adam, moving, loss)
         return best, kept
 
-    def _step(self, adam: torch.optim.Adam, moving: list[Tensor], found: Tensor) -> None:
-        gradients = torch.autograd.grad(-found.sum(), moving, allow_unused=True)
+    def _step(self, adam: torch.optim.Adam, moving: list[Tensor], loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, moving, allow_unused=True)
         for s, gradient in zip(moving, gradients, strict=True):
             s.grad = gradient
         adam.step()
@@ -137,10 +138,15 @@ class Optimised:
     search: SlopeSearch
     kept: dict[tuple[Value, float], list[tuple[Tensor, dict[Value, Tensor]]]] | None = None
 
-    def __call__(
-        self, start: Start, found: Linearised, value: Value, index: Tensor, sign: float
-    ) -> Tensor:
-        best, slopes = self.search.improve(self.bounds, start, found.bound)
-        if self.kept is not None:
-            self.kept.setdefault((value, sign), []).append((index, slopes))
-        return best
+    def __call__(self, value: Value, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the elements of a value."""
+        sides = []
+        for sign in (1.0, -1.0):
+            start = self.bounds.start(value, index, sign)
+            with torch.no_grad():
+                found = self.bounds.linearise(*start).bound
+            best, slopes = self.search.improve(self.bounds, start, found)
+            if self.kept is not None:
+                self.kept.setdefault((value, sign), []).append((index, slopes))
+            sides.append(best)
+        return sides[0], -sides[1]

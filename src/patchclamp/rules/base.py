@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -200,10 +201,14 @@ class Lines(Relaxation):
     above_slope: Tensor
     above: Tensor
 
+    @cached_property
+    def _bend(self) -> Tensor:
+        return self.above_slope - self.below_slope
+
     def backward(self, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Positive coefficients take the line below, negative ones the line above."""
         down = A.clamp(max=0)
-        rows = A * self.below_slope + down * (self.above_slope - self.below_slope)
+        rows = torch.addcmul(A * self.below_slope, down, self._bend)
         total = _total(down, self.above)
         if self.below is not None:
             total = total + _total(A - down, self.below)
@@ -222,4 +227,4 @@ def _total(A: Tensor, x: Tensor) -> Tensor:
     A, x = A.flatten(2), x.flatten(2)
     if x.shape[1] == 1:
         return (A @ x.mT)[:, :, 0]
-    return torch.einsum("brn,brn->br", A.expand_as(x), x)
+    return (A * x).sum(2)

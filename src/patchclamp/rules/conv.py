@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchclamp.rules.base import Affine, Shape
+from patchclamp.rules.sparse import Sparse, Window
 
 _FORWARD = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
@@ -133,6 +134,54 @@ class Conv(Affine):
         rows = self.weight.new_zeros(len(index), math.prod(self.before) + 1)
         rows.scatter_(1, reads, kernels)
         return (rows[:, :-1].reshape(1, len(index), *self.before),)
+
+    @cached_property
+    def has_windows(self) -> bool:
+        """Whether rows are followed through this rule in windows: two dimensions, one group."""
+        plain = self.groups == 1 and set(self.dilation) == {1}
+        return len(self.before) == 4 and self.before[0] == 1 and plain
+
+    def start_in_windows(self, index: Tensor) -> Sparse:
+        """`start`, without the zeros around the kernels."""
+        place = index % math.prod(self.output[2:])
+        width = self.output[3]
+        origin = self._origin(torch.stack([place // width, place % width], 1))
+        window = Window(origin, self._reached((1, 1)))
+        kernels = self.weight[index // math.prod(self.output[2:])]
+        return Sparse(kernels.flatten(1)[None], self.before, window=window)
+
+    def backward_in_windows(self, rows: Sparse) -> Sparse:
+        """`backward` of rows with a window each; the windows grow by the kernel."""
+        if rows.window is None:
+            raise TypeError("rows have no windows")
+        _, height, width = rows.window.size
+        A = rows.A.reshape(*rows.A.shape[:2], *rows.window.size)
+        size = self._reached((height, width))
+        return Sparse(
+            self._spread_out(A, (height, width)),
+            self.before,
+            window=Window(self._origin(rows.window.origin), size),
+        )
+
+    def _origin(self, origin: Tensor) -> Tensor:
+        """Where the window of the argument begins, for windows of the result."""
+        return origin * torch.tensor(self.stride) - torch.tensor(self.padding)
+
+    def _reached(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """How large a window of the argument a window of the result reads."""
+        high, wide = (
+            (n - 1) * s + k
+            for n, s, k in zip(size, self.stride, self.weight.shape[2:], strict=True)
+        )
+        return self.before[1], high, wide
+
+    def _spread_out(self, A: Tensor, size: tuple[int, int]) -> Tensor:
+        """Windows (N, R, out, *size) as windows of the argument, (N, R, K)."""
+        spread = self.weight.flatten(1).T @ A.reshape(-1, A.shape[2], math.prod(size))
+        made = functional.fold(
+            spread, self._reached(size)[1:], self.weight.shape[2:], stride=self.stride
+        )
+        return made.reshape(*A.shape[:2], -1)
 
     @cached_property
     def _reads(self) -> Tensor:

@@ -58,11 +58,16 @@ class Linear(Affine):
     def backward(self, A: Tensor) -> tuple[Tensor, ...]:
         return (A @ self.weight,)
 
+    @cached_property
+    def single(self) -> bool:
+        """Whether the weight meets one vector, and not several side by side."""
+        return math.prod(self.lead) == 1
+
     def start(self, index: Tensor) -> tuple[Tensor, ...]:
         """Rows of the weight itself: nothing is multiplied."""
         num_out, num_in = self.weight.shape
         picked = self.weight[index % num_out]
-        if math.prod(self.lead) == 1:
+        if self.single:
             return (picked.reshape(1, len(index), *self.inputs[0]),)
         rows = self.weight.new_zeros(len(index), math.prod(self.lead), num_in)
         rows[torch.arange(len(index)), index // num_out] = picked

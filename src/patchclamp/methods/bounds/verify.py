@@ -12,8 +12,10 @@ Source: Bunel et al. 2018 (branch and bound); Zhang et al. 2018, Xu et al. 2021,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +26,8 @@ from torch import Tensor
 
 import patchclamp
 from patchclamp.bounding.lowering import Lowered, lower
-from patchclamp.core.errors import BoundError, InputError, SourceError
+from patchclamp.bounding.slopes import SlopeSearch
+from patchclamp.core.errors import EngineError, InputError, SourceError
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.engine.graph import GraphEngine
 from patchclamp.engine.ir import Kind, Node
@@ -33,10 +36,25 @@ from patchclamp.methods.bounds.certificate.replay import Replay
 from patchclamp.methods.bounds.counterexample import Counterexample, Standing
 from patchclamp.methods.bounds.counterexample import Replay as Rerun
 from patchclamp.methods.bounds.property import Property
-from patchclamp.methods.bounds.search.attack import Attack
+from patchclamp.methods.bounds.search.attack import Attack, margins
 from patchclamp.methods.bounds.search.goal import Goal, goals
 from patchclamp.methods.bounds.search.input_split import InputSplit
 from patchclamp.methods.bounds.search.limits import Limits, OutOfMemoryError, OutOfTimeError
+from patchclamp.methods.bounds.search.neuron_proof import (
+    MAX_HINTS,
+    NeuronProof,
+    layer_slopes,
+    matches,
+    num_hints,
+    operators,
+)
+from patchclamp.methods.bounds.search.neuron_split import (
+    Leaf,
+    NeuronSplit,
+    NothingLeftError,
+    Root,
+)
+from patchclamp.rules.relu import ReLU
 
 
 class Answer(StrEnum):
@@ -70,6 +88,11 @@ class Verdict:
     bound: float | None = None
     cpu_seconds: float = 0.0
     boxes: int = 0
+
+
+def _always(leaves: list[Leaf]) -> list[bool]:
+    """Bounds that are rounded outwards need no replay."""
+    return [True] * len(leaves)
 
 
 class _Found(Exception):  # noqa: N818  # not an error: ends the search
@@ -111,13 +134,20 @@ class Verify:
         limits = Limits(self.timeout, self.max_boxes, progress)
         work = _Work(self, network, property, property_path, limits)
         try:
-            verdict = work.decided()
+            with torch.no_grad():
+                verdict = work.decided()
         except OutOfTimeError:
             verdict = Verdict(answer=Answer.TIMEOUT, reason="the time was up", bound=work.bound)
         except OutOfMemoryError:
             verdict = Verdict(
                 answer=Answer.UNKNOWN,
                 reason=f"more than {self.max_boxes:,} sub-problems were open",
+                bound=work.bound,
+            )
+        except NothingLeftError:
+            verdict = Verdict(
+                answer=Answer.UNKNOWN,
+                reason="a sub-problem stayed open in which nothing can be divided",
                 bound=work.bound,
             )
         except _Found:
@@ -154,6 +184,8 @@ class _Work:
     counterexample: Counterexample | None = None
     bound: float | None = None
     reported: int = 0
+    exact: Callable[[], Lowered] = field(init=False, repr=False)
+    """The network in float64, made when it is needed."""
     _rerun: Rerun | None = field(default=None, repr=False)
 
     def decided(self) -> Verdict:
@@ -167,12 +199,13 @@ class _Work:
             if point is not None:
                 self._confirm(point)
         replay = self._replay(fast)
-        network = fast if replay is not None else lowered(engine, example, torch.float64)
+        self.exact = functools.cache(lambda: lowered(engine, example, torch.float64))
+        network = fast if replay is not None else self.exact()
         proofs: dict[int, CaseProof] = {}
         for goal in searched:
             proofs |= self._proved(network, goal, replay)
         certificate = None
-        if replay is not None and self.property_path is not None:
+        if len(proofs) == len(self.property.cases) and self.property_path is not None:
             certificate = Certificate(
                 network=_digest(self.path),
                 property=_digest(self.property_path),
@@ -182,21 +215,25 @@ class _Work:
             answer=Answer.UNSAT,
             certificate=certificate,
             reason="every sub-problem was closed"
-            + (" and replayed in float64" if replay is not None else " in float64"),
+            + (" and replayed in float64" if proofs else " in float64 with outward rounding"),
             holds="the reals",
         )
 
     def _replay(self, network: Lowered) -> Replay | None:
         """The checker's own bounds, where it knows the network."""
         try:
-            return Replay(self.path)
-        except (SourceError, BoundError, InputError):
+            replay = Replay(self.path)
+            return replay if matches(network, replay) else None
+        except (SourceError, EngineError):
             return None
 
     def _proved(self, network: Lowered, goal: Goal, replay: Replay | None) -> dict[int, CaseProof]:
         varying = int((goal.upper > goal.lower).sum())
         if varying > self.options.few_inputs:
-            raise BoundError("neuron splits")
+            only_relu = all(isinstance(op.rule, ReLU) for op in operators(network))
+            if replay is not None and not only_relu:  # it cannot be told how to bound others
+                network, replay = self.exact(), None
+            return self._proved_by_neuron(network, goal, replay)
         tree = InputSplit().run(
             network,
             goal,
@@ -212,6 +249,67 @@ class _Work:
             number: tree.proof(i, np.flatnonzero(goal.owner.numpy() == i), order)
             for i, number in enumerate(goal.cases)
         }
+
+    def _proved_by_neuron(
+        self, network: Lowered, goal: Goal, replay: Replay | None
+    ) -> dict[int, CaseProof]:
+        """First with layers bounded by rule; what that leaves open with optimised layers."""
+        proofs: dict[int, CaseProof] = {}
+        waiting = list(range(goal.num_cases))
+        for num_steps, split in ((0, False), (20, True)):
+            if not waiting:
+                break
+            hints = replay is not None and num_hints(network) > MAX_HINTS
+            search = SlopeSearch(num_steps=0 if hints else num_steps)
+            lower, upper = torch.as_tensor(goal.lower), torch.as_tensor(goal.upper)
+            root = Root.of(network, lower, upper, search, rounded=replay is None)
+            self.limits.check()
+            waiting = self._cases(network, goal, root, replay, proofs, waiting, split=split)
+        return proofs
+
+    def _cases(
+        self,
+        network: Lowered,
+        goal: Goal,
+        root: Root,
+        replay: Replay | None,
+        proofs: dict[int, CaseProof],
+        waiting: list[int],
+        *,
+        split: bool,
+    ) -> list[int]:
+        """Prove cases one after the other; those that are still open, where none is divided."""
+        shape, dtype = (1, -1, *network.output.shape), network.dtype
+        hints = layer_slopes(root) if replay is not None else {}
+        layers = None if replay is None else replay.layers(goal.lower, goal.upper, hints)
+        open_cases = []
+        for case in waiting:
+            mine = np.flatnonzero(goal.owner.numpy() == case)
+            C, d = goal.matrix(dtype)[:, mine].reshape(shape), goal.shifts(dtype)[:, mine]
+            checked: NeuronProof | None = None
+            if replay is not None and layers is not None:
+                checked = NeuronProof(
+                    replay, root, goal.rows[mine], goal.offsets[mine], hints, layers
+                )
+            believed = _always if checked is None else checked.holds
+            leaves = NeuronSplit(only_root=not split).run(
+                root, C, d, believed, self.limits, self._heard, self._corners(network, goal)
+            )
+            if leaves is None:
+                open_cases.append(case)
+            elif checked is not None:
+                proofs[goal.cases[case]] = checked.proof(leaves)
+        return open_cases
+
+    def _corners(self, network: Lowered, goal: Goal) -> Callable[[Tensor], None]:
+        def tried(points: Tensor) -> None:
+            flat = points.flatten(1)
+            with torch.no_grad():
+                best = margins(network, goal, flat)
+            if bool((best <= 0).any()):
+                self._confirm(flat[best.argmin()])
+
+        return tried
 
     def _heard(self, bound: float) -> None:
         self.bound = bound
@@ -257,7 +355,7 @@ def lowered(engine: GraphEngine, example: list[Tensor], dtype: torch.dtype) -> L
     given = [x.to(dtype) if x.is_floating_point() else x for x in example]
 
     def constant(node: Node) -> Tensor:
-        x = engine.constant(node)
+        x = engine.constant(node).detach()
         return x.to(dtype) if x.is_floating_point() else x
 
     return lower(graph, constant, given, {inputs[0]: "input"}, outs[0], dtype)

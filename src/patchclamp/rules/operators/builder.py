@@ -30,6 +30,12 @@ class Builder:
         self.values.append(value)
         return value
 
+    def leaf(self, shape: Shape, name: str) -> Value:
+        """A perturbed value of its own."""
+        value = Value(None, (), shape, name, len(self.values))
+        self.values.append(value)
+        return value
+
     def constant(self, x: Tensor | float) -> Tensor:
         """A constant in the precision of the bounds."""
         return torch.as_tensor(x, dtype=self.dtype)
@@ -37,7 +43,9 @@ class Builder:
     def refuse(self, what: str) -> BoundError:
         """An error about the operator that is being lowered."""
         return BoundError(
-            f"{what} at '{self.name}' has no bound rule", hint="docs/bounds.md lists what has one"
+            f"{what} at '{self.name}' has no bound rule",
+            hint="docs/bounds.md has the table of operators, and so has "
+            "patchclamp.rules.operators.listing.markdown()",
         )
 
 

@@ -231,7 +231,8 @@ def refined(
 
     Args:
         number: of the affine step, whose sources are already in `bounds`.
-        wanted: (B, n) elements; some more are bounded when boxes want different numbers.
+        wanted: (B, n) elements; where boxes want different numbers some
+            more are computed, and thrown away.
         hints: by elementwise step, (2, n of this step, n of that): lower slopes for the lower
             and the upper bounds.
     """
@@ -259,7 +260,9 @@ def refined(
         low, high = found[:, : index.shape[1]], -found[:, index.shape[1] :]
         for values, better, best in ((lower, low, np.maximum), (upper, high, np.minimum)):
             known = np.take_along_axis(values, index, axis=1)
-            np.put_along_axis(values, index, best(known, better), axis=1)
+            # what a box did not ask for stays as it was: its bounds do not depend on others
+            asked = np.take_along_axis(wanted, index, axis=1)
+            np.put_along_axis(values, index, np.where(asked, best(known, better), known), axis=1)
     return lower, upper
 
 

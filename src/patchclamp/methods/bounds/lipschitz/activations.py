@@ -70,8 +70,9 @@ def _kink(*, below: float, above: float) -> _SlopesOn:
     """Slopes of a function with one slope below zero and another above."""
 
     def slopes(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        left = torch.where(lower >= 0, above, below).to(torch.float64)
-        right = torch.where(upper <= 0, below, above).to(torch.float64)
+        low, high = torch.full_like(lower, below), torch.full_like(lower, above)
+        left = torch.where(lower >= 0, high, low)
+        right = torch.where(upper <= 0, low, high)
         return torch.minimum(left, right), torch.maximum(left, right)
 
     return slopes

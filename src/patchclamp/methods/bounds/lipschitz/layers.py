@@ -20,6 +20,9 @@ from torch import Tensor
 
 from patchclamp.core.errors import InputError
 
+_LARGEST = 1e30
+"""Weights above it could overflow float64 in products over layers."""
+
 
 class Activation(ABC):
     """A nonlinearity that keeps its input's width."""
@@ -127,9 +130,15 @@ class Linear:
                 continue
             if x.ndim != rank or x.numel() == 0:
                 raise InputError(f"a {name} of shape {tuple(x.shape)}", expected=f"{rank} axes")
-            if not bool(torch.isfinite(x).all()):
+            exact = x.detach().to("cpu", torch.float64)
+            if not bool(torch.isfinite(exact).all()):
                 raise InputError(f"a {name} holds NaN or infinity", hint="look at the checkpoint")
-            object.__setattr__(self, name, x.detach().to("cpu", torch.float64))
+            largest = float(exact.abs().max())
+            if largest > _LARGEST:
+                raise InputError(
+                    f"a {name} holds {largest:.0e}", expected=f"at most {_LARGEST:.0e}"
+                )
+            object.__setattr__(self, name, exact)
         if self.bias is not None and self.bias.shape[0] != self.weight.shape[0]:
             raise InputError(
                 "a bias does not fit its weight",

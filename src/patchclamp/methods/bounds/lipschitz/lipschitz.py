@@ -7,13 +7,14 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from patchclamp.core.errors import OptionError, nearest
+from patchclamp.core.errors import EngineError, OptionError, nearest
 from patchclamp.methods.bounds.lipschitz.layers import Chain
 from patchclamp.methods.bounds.lipschitz.lipsdp import Multipliers, certified
 from patchclamp.methods.bounds.lipschitz.norm_product import Norm, norm_product, recursive_bound
 from patchclamp.methods.bounds.lipschitz.quadratic_constraints import (
     QuadraticForm,
     Ranges,
+    activation_widths,
     quadratic_form,
 )
 from patchclamp.methods.bounds.lipschitz.ranges import Box, activation_ranges, check_box
@@ -35,7 +36,8 @@ class SolverAnswer:
     """What a solver said, which no bound relies on.
 
     Attributes:
-        claim: the bound that it believes in; may be too small.
+        claim: the bound that it believes in; may be too small. It is asked for some tolerances
+            more than needed, so that a proved bound slightly below is no contradiction.
         slack: proved bound minus claim.
         status: its own word for how it ended.
         share: of safe multipliers that had to be mixed in for a proof.
@@ -140,6 +142,7 @@ class Lipschitz:
     def _upper(self, chain: Chain, ranges: Ranges | None) -> tuple[float, tuple[SolverAnswer, ...]]:
         if self.method is Method.NORM_PRODUCT:
             return norm_product(chain, self.norm, ranges), ()
+        _check_memory(chain, self.solver.memory_limit_gb)
         if self.method is Method.RECURSIVE:
             return recursive_bound(chain, self.norm, ranges), ()
         form = quadratic_form(chain, ranges)
@@ -155,7 +158,12 @@ class Lipschitz:
         rounds: list[tuple[float, SolverAnswer]] = []
         hint: Multipliers | None = None
         while len(rounds) < self.solver.num_rounds and not (hint and hint.well_scaled):
-            hint = solve(form, self.norm, self.solver, layers=layers, before=hint)
+            try:
+                hint = solve(form, self.norm, self.solver, layers=layers, before=hint)
+            except EngineError:
+                if not rounds:
+                    raise
+                break  # an earlier round's bound stands, with its own status
             proved = certified(form, self.norm, hint)
             answer = SolverAnswer(
                 claim=hint.claim,
@@ -165,3 +173,15 @@ class Lipschitz:
             )
             rounds.append((proved.bound, answer))
         return min(rounds, key=lambda pair: pair[0])
+
+
+def _check_memory(chain: Chain, limit_gb: float) -> None:
+    """Refuse chains whose linear maps alone would not fit; measured at up to 1100 variables."""
+    num_variables = chain.num_inputs + sum(activation_widths(chain))
+    needed = 20 * 8 * num_variables**2 / 1e9
+    if needed > limit_gb:
+        raise EngineError(
+            f"{num_variables} inputs and neurons together need about {needed:.1f} GB",
+            expected=f"at most {limit_gb} GB",
+            hint="raise solver.memory_limit_gb, or use Method.NORM_PRODUCT",
+        )

@@ -92,7 +92,7 @@ def certified(form: QuadraticForm, norm: Norm, multipliers: Multipliers) -> Cert
         inputs = torch.ones_like(inputs)
     inputs = (inputs / inputs.max()).clamp(min=1e-9)
     # |x|_inf <= 1 allows sum_i d_i x_i^2 as much as sum_i d_i; |x|_2 <= 1 allows 1 when d is 1.
-    total = 1.0 if norm is Norm.L2 else float(inputs.sum()) * _UP
+    total = 1.0 if norm is Norm.L2 else math.fsum(inputs.tolist()) * _UP
     sound = strictly_feasible(form)
     small = without_idle_inputs(form) if norm is Norm.L2 else form
     weights = inputs[: small.num_inputs]

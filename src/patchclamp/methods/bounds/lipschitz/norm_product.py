@@ -33,10 +33,14 @@ from patchclamp.methods.bounds.lipschitz.quadratic_constraints import (
     Ranges,
     quadratic_form,
 )
-from patchclamp.methods.bounds.lipschitz.rounding import UNIT, Rounded, spectral_norm
+from patchclamp.methods.bounds.lipschitz.rounding import (
+    UNIT,
+    Rounded,
+    spectral_norm,
+)
 
 _UP = 1 + 2.0**-40
-"""Rounds sums and products of norms upward."""
+"""Rounds short sums and products of norms upward."""
 
 
 class Norm(StrEnum):
@@ -91,11 +95,16 @@ def _steepest(activation: Activation, norm: Norm, bounds: tuple[Tensor, Tensor] 
     return 1.0
 
 
+def _up(num_terms: int) -> float:
+    """Rounds a sum of so many nonnegative terms upward."""
+    return 1 + (num_terms + 8) * UNIT
+
+
 def matrix_norm(matrix: Rounded, norm: Norm) -> float:
     """A proved upper bound of the operator norm."""
     if norm is Norm.L2:
         return spectral_norm(matrix)
-    return float(matrix.largest.sum(1).max()) * _UP
+    return float(matrix.largest.sum(1).max()) * _up(matrix.value.shape[1])
 
 
 def recursive_bound(chain: Chain, norm: Norm, ranges: Ranges | None = None) -> float:
@@ -122,23 +131,20 @@ def _merged(rows: Rounded, spans: Sequence[slice], lengths: Sequence[float]) -> 
     """Length of a linear map of parts of known length."""
     total = 0.0
     for span, length in zip(spans, lengths, strict=True):
-        if length and span.stop > span.start and bool(rows[:, span].value.any()):
-            total += spectral_norm(rows[:, span]) * length
-        elif length and span.stop > span.start:
-            total += float(rows[:, span].largest.sum()) * length
+        total += spectral_norm(rows[:, span]) * length
     return total * _UP
 
 
 def _elementwise_recursion(form: QuadraticForm) -> float:
     """The recursion element by element, for inputs that differ by at most 1 in each element."""
-    sizes = torch.zeros(form.num_variables, dtype=torch.float64)
+    sizes, up = torch.zeros(form.num_variables, dtype=torch.float64), _up(form.num_variables)
     sizes[: form.num_inputs] = 1
     for own in form.spans()[1:]:
         rows = slice(own.start - form.num_inputs, own.stop - form.num_inputs)
-        probed = form.probes[rows].largest @ sizes * _UP
+        probed = form.probes[rows].largest @ sizes * up
         group = form.group[rows]
         if len(group):
             squares = torch.zeros(form.num_groups, dtype=torch.float64)
             squares.index_add_(0, group, probed.square())
-            sizes[own] = squares[group].sqrt() * _UP
-    return float((form.output.largest @ sizes).max()) * _UP
+            sizes[own] = squares[group].sqrt() * up
+    return float((form.output.largest @ sizes).max()) * up

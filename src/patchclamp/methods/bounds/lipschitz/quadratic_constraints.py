@@ -280,7 +280,9 @@ def quadratic_form(
         )
     parts = [
         increment(activation, width, None if ranges is None else ranges[number])
-        for number, (activation, width) in enumerate(zip(activations, _widths(chain), strict=True))
+        for number, (activation, width) in enumerate(
+            zip(activations, activation_widths(chain), strict=True)
+        )
     ]
     if centred:
         parts = [part.centred() for part in parts]
@@ -344,7 +346,7 @@ def _stack(parts: Sequence[Rounded]) -> Rounded:
     return Rounded(torch.cat([p.value for p in parts]), torch.cat([p.slack for p in parts]))
 
 
-def _widths(chain: Chain) -> list[int]:
+def activation_widths(chain: Chain) -> list[int]:
     """Number of units of every activation, in the order of `chain.activations`."""
     widths: list[int] = []
 

@@ -45,7 +45,9 @@ class Rounded:
     def largest(self) -> Tensor:
         """An upper bound of the absolute value, elementwise."""
         return (
-            self.value.abs() if self.error is None else (self.value.abs() + self.error) * _INFLATE
+            self.value.abs()
+            if self.error is None
+            else (self.value.abs() + self.error) * (1 + 2 * UNIT)
         )
 
     def __getitem__(self, index: object) -> Rounded:

@@ -62,7 +62,10 @@ def screened(
         row: (B,) which row each sub-problem has to prove.
     """
     num_boxes = len(row)
-    scores = [torch.zeros(num_boxes, v.shape.numel()) for v in map(_sized, places)]
+    scores = [
+        torch.zeros(num_boxes, v.shape.numel(), dtype=bounds.network.dtype)
+        for v in map(_sized, places)
+    ]
     points = [torch.zeros_like(s) for s in scores]
     for value, A in met.items():
         for argument in value.arguments:
@@ -80,7 +83,7 @@ def screened(
     best = flat.topk(min(num, flat.shape[1]), 1)
     choices = []
     for k in range(best.values.shape[1]):
-        number = best.indices[:, k]
+        number = best.indices[:, k].contiguous()
         place = torch.searchsorted(starts, number, right=True) - 1
         choices.append(
             Choice(
@@ -117,7 +120,9 @@ def _gain(bounds: Propagation, value: Value, argument: Value, A: Tensor) -> tupl
         lift = box.upper * -box.lower / (box.upper - box.lower).clamp(min=1e-12)
         low = torch.minimum(box.upper, -box.lower)
         gap = A.clamp(max=0).abs() * lift + A.clamp(min=0) * low * 0.5
-        return torch.where(open_, gap, 0.0).flatten(1), torch.zeros(len(A), A[0].numel())
+        return torch.where(open_, gap, 0.0).flatten(1), torch.zeros(
+            len(A), A[0].numel(), dtype=A.dtype
+        )
     lines = bounds.relaxation(value)
     if not isinstance(lines, Lines):
         raise TypeError(f"{value} has no lines")

@@ -31,6 +31,9 @@ from patchclamp.methods.bounds.search.tree import Ids, Tree
 from patchclamp.rules.base import Affine, Nonlinear, magnitude
 from patchclamp.rules.value import Value
 
+SPARE = 1e-9
+"""More than sums in another order differ by: the checker may have other boxes beside a leaf."""
+
 Margins = Callable[[Numbers, Numbers, Numbers, Numbers], Numbers]
 """Sound lower bounds of rows over boxes: (lower, upper, rows, offsets) -> (B, R)."""
 
@@ -337,7 +340,7 @@ def _holds(goal: Goal, replayed: Margins, batch: _Open, row: Tensor) -> Tensor:
         goal.offsets[used.numpy()],
     )
     place = torch.searchsorted(used, row)
-    return (torch.as_tensor(found).gather(1, place) > 0).all(1)
+    return (torch.as_tensor(found).gather(1, place) > SPARE).all(1)
 
 
 def _halved(tree: Tree, batch: _Open, score: Tensor) -> _Open:

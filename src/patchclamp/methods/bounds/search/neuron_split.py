@@ -13,7 +13,7 @@ arXiv 2405.21063 (splits of any nonlinearity at any point).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from patchclamp.bounding.sets import Box
 from patchclamp.bounding.slopes import Optimised, SlopeSearch
 from patchclamp.methods.bounds.search.branching import Choice, divisible, screened
 from patchclamp.methods.bounds.search.limits import Limits
-from patchclamp.rules.base import Interval
+from patchclamp.rules.base import Interval, gamma, magnitude
 from patchclamp.rules.value import Value
 
 Split = tuple[int, int, float, bool]
@@ -34,6 +34,56 @@ Split = tuple[int, int, float, bool]
 
 class NothingLeftError(Exception):
     """A sub-problem in which nothing can be divided is still open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The splits of B sub-problems as one list of entries.
+
+    Attributes:
+        num: B; depth: the longest path.
+        leaf, level, place, index: of each entry, int64.
+        above, point: of each entry.
+    """
+
+    num: int
+    depth: int
+    leaf: Tensor
+    level: Tensor
+    place: Tensor
+    index: Tensor
+    above: Tensor
+    point: Tensor
+
+    @classmethod
+    def of(cls, paths: Sequence[tuple[Split, ...]]) -> Paths:
+        """From the paths themselves."""
+        entries = [
+            (i, level, place, index, above, point)
+            for i, path in enumerate(paths)
+            for level, (place, index, point, above) in enumerate(path)
+        ]
+        table = torch.tensor(entries, dtype=torch.float64).reshape(-1, 6)
+        leaf, level, place, index = table[:, :4].long().T.contiguous()
+        depth = max(len(path) for path in paths)
+        return cls(len(paths), depth, leaf, level, place, index, table[:, 4] > 0, table[:, 5])
+
+    def extended(self, still: Tensor, choice: Choice, *, above: bool) -> Paths:
+        """Some of them, each with one split more."""
+        number = torch.full((self.num,), -1)
+        number[still] = torch.arange(len(still))
+        kept = number[self.leaf] >= 0
+        new = torch.arange(len(still))
+        return Paths(
+            len(still),
+            self.depth + 1,
+            torch.cat([number[self.leaf[kept]], new]),
+            torch.cat([self.level[kept], torch.full_like(new, self.depth)]),
+            torch.cat([self.place[kept], choice.place[still]]),
+            torch.cat([self.index[kept], choice.index[still]]),
+            torch.cat([self.above[kept], torch.full((len(still),), above)]),
+            torch.cat([self.point[kept], choice.point[still].double()]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +142,8 @@ class Root:
         optimised = Optimised(bounds, search, kept={})
         if search.num_steps:
             bounds.improve = optimised
-        bounds.run()
+        with torch.enable_grad():  # for the slopes; nothing else asks for gradients
+            bounds.run()
         return cls(bounds, optimised, divisible(network.values))
 
 
@@ -114,6 +165,7 @@ class NeuronSplit:
         search: of slopes and multipliers in each sub-problem.
         margin: how far above 0 a bound has to be before it is replayed.
         num_tried: divisions of each sub-problem that are tried before one is taken.
+        only_root: divide nothing.
     """
 
     batch: int = 64
@@ -122,6 +174,7 @@ class NeuronSplit:
     )
     margin: float = 1e-5
     num_tried: int = 3
+    only_root: bool = False
 
     def run(
         self,
@@ -132,8 +185,10 @@ class NeuronSplit:
         limits: Limits,
         on_bound: Callable[[float], None] = lambda bound: None,
         tried: Callable[[Tensor], None] = lambda points: None,
-    ) -> list[Leaf]:
-        """Prove that in the box some row of C . y + d is positive everywhere; the leaves.
+    ) -> list[Leaf] | None:
+        """Prove that in the box some row of C . y + d is positive everywhere.
+
+        The leaves, or None if the root stays open and nothing may be divided.
 
         Args:
             C, d: (1, R, *output) and (1, R).
@@ -143,11 +198,13 @@ class NeuronSplit:
         Raises: OutOfTimeError, OutOfMemoryError, NothingLeftError.
         """
         work = _Work(self, root, C, d, limits, replayed, tried)
-        first = SubProblem((), {}, torch.zeros(C.shape[1], 0), -torch.inf)
+        first = SubProblem((), {}, torch.zeros(C.shape[1], 0, dtype=C.dtype), -torch.inf)
         heap: list[tuple[float, int, SubProblem]] = []
         leaves: list[Leaf] = []
         work.sort([first], heap, leaves, num_steps=4 * self.search.num_steps)
         while heap:
+            if self.only_root:
+                return None
             limits.check(len(heap))
             taken = [heapq.heappop(heap)[2] for _ in range(min(self.batch, len(heap)))]
             children = [child for problem in taken for child in work.divided(problem)]
@@ -194,8 +251,9 @@ class _Work:
     ) -> None:
         """Bound sub-problems; the closed ones become leaves, the others wait."""
         self.limits.num_boxes += len(problems)
-        bounds = self.restricted([p.path for p in problems])
-        best, slopes, multipliers = self.improved(bounds, problems, num_steps)
+        paths = Paths.of([p.path for p in problems])
+        bounds = self.restricted(paths)
+        best, slopes, multipliers = self.improved(bounds, paths, problems, num_steps)
         value, row = best.max(1)
         closed = (value > self.options.margin).tolist()
         made = [
@@ -215,9 +273,8 @@ class _Work:
         still = [i for i, good in enumerate(closed) if not good]
         if not still:
             return
-        for i, choice in zip(
-            still, self.chosen(bounds, problems, slopes, multipliers, row, still), strict=True
-        ):
+        choices = self.chosen(bounds, paths, slopes, multipliers, row, torch.tensor(still))
+        for i, choice in zip(still, choices, strict=True):
             self.num_seen += 1
             kept = SubProblem(
                 problems[i].path,
@@ -228,88 +285,80 @@ class _Work:
             )
             heapq.heappush(heap, (kept.bound, self.num_seen, kept))
 
-    def restricted(self, paths: list[tuple[Split, ...]]) -> Propagation:
+    def restricted(self, paths: Paths) -> Propagation:
         """The root's layers, cut by the splits of each sub-problem."""
         base = self.root.bounds
         bounds = Propagation(base.network, base.sets, rounded=base.rounded)
-        for value in base.network.values:
-            if value in base.intervals:
-                bounds.intervals[value] = base.intervals[value]
-        touched = {place for path in paths for place, *_ in path}
-        for place in touched:
+        bounds.intervals.update(base.intervals)
+        for place in paths.place.unique().tolist():
             value = self.root.places[place]
             lower, upper = (
-                side.expand(len(paths), *value.shape).flatten(1).clone()
+                side.expand(paths.num, *value.shape).flatten(1).clone()
                 for side in base.interval(value)
             )
-            for i, path in enumerate(paths):
-                for at, index, point, above in path:
-                    if at != place:
-                        continue
-                    side = lower if above else upper
-                    keep = max if above else min
-                    side[i, index] = keep(float(side[i, index]), point)
-            shape = (len(paths), *value.shape)
+            for side, above, reduce in ((lower, True, "amax"), (upper, False, "amin")):
+                here = (paths.place == place) & (paths.above == above)
+                at = paths.leaf[here] * lower.shape[1] + paths.index[here]
+                side.view(-1).scatter_reduce_(0, at, paths.point[here].to(side), reduce)
+            shape = (paths.num, *value.shape)
             bounds.intervals[value] = Interval(lower.reshape(shape), upper.reshape(shape))
         return bounds
 
-    def start(self, paths: list[tuple[Split, ...]], multipliers: Tensor) -> Start:
+    def start(self, bounds: Propagation, paths: Paths, multipliers: Tensor) -> Start:
         """The rows, with the splits' multipliers (B, R, depth) on what they divide."""
-        num, rows = len(paths), self.C.shape[1]
+        rows = self.C.shape[1]
         rows_on = {self.root.bounds.network.output: self.C}
-        constant = self.d.expand(num, rows)
-        if not multipliers.shape[2]:
+        constant = self.d.expand(paths.num, rows)
+        if not len(paths.leaf):
             return rows_on, constant
-        table = torch.tensor(
-            [
-                (i, depth, place, index, -1.0 if above else 1.0, point)
-                for i, path in enumerate(paths)
-                for depth, (place, index, point, above) in enumerate(path)
-            ],
-            dtype=torch.float64,
-        )
-        leaf, depth, places, index = table[:, :4].long().T
-        sign, point = table[:, 4:].to(multipliers.dtype).T
-        force = multipliers[leaf, :, depth] * sign[:, None]
-        constant = constant.index_add(0, leaf, -force * point[:, None])
-        for place in places.unique().tolist():
-            here = places == place
+        force = multipliers[paths.leaf, :, paths.level]
+        force = torch.where(paths.above[:, None], -force, force)
+        point = paths.point.to(force.dtype)
+        constant = constant.index_add(0, paths.leaf, -force * point[:, None])
+        if bounds.rounded:
+            constant = constant - self._noise(bounds, multipliers, point)
+        for place in paths.place.unique().tolist():
+            here = paths.place == place
             value = self.root.places[place]
-            on = torch.zeros(num, torch.Size(value.shape).numel(), rows, dtype=force.dtype)
-            on = on.index_put((leaf[here], index[here]), force[here], accumulate=True)
-            on = on.mT.reshape(num, rows, *value.shape)
+            size = torch.Size(value.shape).numel()
+            on = torch.zeros(paths.num, size, rows, dtype=force.dtype)
+            on = on.index_put((paths.leaf[here], paths.index[here]), force[here], accumulate=True)
+            on = on.mT.reshape(paths.num, rows, *value.shape)
             held = rows_on.get(value)
             rows_on[value] = on if held is None else held + on
         return rows_on, constant
 
+    def _noise(self, bounds: Propagation, multipliers: Tensor, point: Tensor) -> Tensor:
+        """What rounding can do to the sum of the multipliers' terms, (B, R)."""
+        largest = max(float(magnitude(bounds.interval(v)).max()) for v in self.root.places)
+        size = (largest + float(point.abs().max())) * multipliers.detach().sum(2)
+        return gamma(2 * multipliers.shape[2] + 4, multipliers.dtype) * size
+
     def improved(
-        self, bounds: Propagation, problems: list[SubProblem], num_steps: int
+        self, bounds: Propagation, paths: Paths, problems: list[SubProblem], num_steps: int
     ) -> tuple[Tensor, dict[Value, Tensor], Tensor]:
         """Bounds (B, R), their slopes (num, B, R, *shape) and multipliers (B, R, depth)."""
-        paths = [p.path for p in problems]
         num, rows = len(problems), self.C.shape[1]
-        depth = max(len(path) for path in paths)
-        multipliers = torch.zeros(num, rows, depth)
+        multipliers = torch.zeros(num, rows, paths.depth, dtype=self.C.dtype)
         for i, p in enumerate(problems):
             multipliers[i, :, : len(p.path)] = p.multipliers
         inherited = {
             v: torch.stack([p.slopes[v] for p in problems], 1)
             for v in (problems[0].slopes if all(p.slopes for p in problems) else {})
         }
-        least = torch.full((num, rows), -torch.inf)
+        least = torch.full((num, rows), -torch.inf, dtype=self.C.dtype)
         search = SlopeSearch(num_steps=num_steps, rate=self.options.search.rate)
         slopes = search.first(
             bounds, ({self.root.bounds.network.output: self.C}, self.d), least, inherited
         )
-        own = torch.zeros(num, depth, dtype=torch.bool)
-        for i, path in enumerate(paths):
-            own[i, : len(path)] = True
+        own = torch.zeros(num, paths.depth, dtype=torch.bool)
+        own[paths.leaf, paths.level] = True
         return self._ascend(bounds, paths, slopes, multipliers, own, least, num_steps)
 
     def _ascend(
         self,
         bounds: Propagation,
-        paths: list[tuple[Split, ...]],
+        paths: Paths,
         slopes: dict[Value, Tensor],
         multipliers: Tensor,
         own: Tensor,
@@ -328,7 +377,8 @@ class _Work:
         for step in range(num_steps + 1):
             self.limits.check()
             with torch.enable_grad():
-                found = bounds.linearise(*self.start(paths, multipliers), slopes)
+                found = bounds.linearise(*self.start(bounds, paths, multipliers), slopes)
+                loss = -found.bound.sum()
             bound = found.bound.detach()
             better = bound > best
             best = torch.maximum(best, bound)
@@ -342,7 +392,7 @@ class _Work:
                 self._show(found)
                 break
             wanted = [*moving, multipliers]
-            gradients = torch.autograd.grad(-found.bound.sum(), wanted, allow_unused=True)
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             for s, gradient in zip(wanted, gradients, strict=True):
                 s.grad = gradient
             adam.step()
@@ -365,25 +415,24 @@ class _Work:
     def chosen(
         self,
         bounds: Propagation,
-        problems: list[SubProblem],
+        paths: Paths,
         slopes: dict[Value, Tensor],
         multipliers: Tensor,
         row: Tensor,
-        still: list[int],
+        still: Tensor,
     ) -> list[Split | None]:
         """What to divide in each open sub-problem; None where nothing can be."""
         met: dict[Value, Tensor] = {}
-        paths = [p.path for p in problems]
         with torch.no_grad():
-            bounds.linearise(*self.start(paths, multipliers), slopes, met)
+            bounds.linearise(*self.start(bounds, paths, multipliers), slopes, met)
             candidates = screened(bounds, met, row, self.root.places, self.options.num_tried)
             gains = torch.stack(
                 [self._gain(paths, c, slopes, multipliers, row, still) for c in candidates]
             )
-        best = gains.argmax(0)
+        best = gains.argmax(0).tolist()
         found: list[Split | None] = []
-        for at, i in enumerate(still):
-            c = candidates[int(best[at])]
+        for at, i in enumerate(still.tolist()):
+            c = candidates[best[at]]
             usable = float(c.score[i]) > 0
             found.append(
                 (int(c.place[i]), int(c.index[i]), float(c.point[i]), False) if usable else None
@@ -392,29 +441,23 @@ class _Work:
 
     def _gain(
         self,
-        paths: list[tuple[Split, ...]],
+        paths: Paths,
         choice: Choice,
         slopes: dict[Value, Tensor],
         multipliers: Tensor,
         row: Tensor,
-        still: list[int],
+        still: Tensor,
     ) -> Tensor:
         """The worse side's bound plus a little of the better one's, with the slopes at hand."""
         if self.options.num_tried == 1:
             return choice.score[still]
         sides = []
         mine = {v: s[:, still] for v, s in slopes.items()}
+        held = torch.nn.functional.pad(multipliers[still], (0, 1))
         for above in (False, True):
-            longer = [
-                (
-                    *paths[i],
-                    (int(choice.place[i]), int(choice.index[i]), float(choice.point[i]), above),
-                )
-                for i in still
-            ]
-            held = torch.nn.functional.pad(multipliers[still], (0, 1))
+            longer = paths.extended(still, choice, above=above)
             bounds = self.restricted(longer)
-            found = bounds.linearise(*self.start(longer, held), mine).bound
+            found = bounds.linearise(*self.start(bounds, longer, held), mine).bound
             sides.append(found.gather(1, row[still][:, None])[:, 0])
         low, high = torch.minimum(*sides), torch.maximum(*sides)
         worth = low + 0.1 * high

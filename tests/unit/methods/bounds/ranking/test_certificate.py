@@ -111,6 +111,14 @@ def test_equal_sets_give_the_papers_bound_and_closed_ones_no_change() -> None:
     assert ceiling(tiny, Text.cut("ab " * 400), 0.5)[-1] == 1.0
 
 
+def test_the_worst_words_count_wherever_they_stand() -> None:
+    sets = Substitutions.of({"ocean": ["sea", "main"], "ab": ["cd"]})
+    # ab loses nothing, sea loses b = 2/3, ocean a = 2/3
+    expected = [0.1, *[1 - 2 / 3 * (1 - 0.1 / (2 / 3))] * 3]
+    for words in itertools.permutations(["ab", "sea", "ocean"]):
+        assert ceiling(sets, Text.cut(" ".join(words)), 0.1).tolist() == pytest.approx(expected)
+
+
 GOOD, BAD = "good", "bad"
 
 
@@ -233,6 +241,16 @@ def test_the_attack_keeps_to_its_budget() -> None:
             ranker, text, limit, np.random.default_rng(0)
         )
         assert attacked.words.count("good") == expected
+
+
+def test_the_attack_leaves_out_what_spoils_the_rest() -> None:
+    def score(query: str, documents: Sequence[str]) -> NDArray[np.float64]:
+        return np.array([[0.1, 0.6, 0.2][d.split().count(GOOD)] for d in documents])
+
+    sets = Substitutions(synonyms={"fine": ("good",)}, noise={})
+    ranker = SmoothedRanker(score=score, query="", substitutions=sets, score_map=Clip())
+    attacked = GreedyPromotion().promote(ranker, Text.cut("fine fine"), 2, np.random.default_rng(0))
+    assert attacked.words == ("good", "fine")
 
 
 def test_the_same_seed_gives_the_same_certificate_and_another_seed_another() -> None:

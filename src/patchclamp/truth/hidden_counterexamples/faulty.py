@@ -1,0 +1,139 @@
+"""Verifiers that are wrong on purpose: the control of a bench for soundness.
+
+A bench that no wrong verifier fails proves nothing about the others. Each of these is this
+package's own search over boxes of inputs with one fault in it, and without the replay that
+would notice. What a fault does is what was seen in real verifiers: a relaxation that cuts off a
+part of the function, a box that is too small, bounds that are too good, sub-problems that get
+lost.
+
+Source: Zhou et al. 2024, arXiv 2412.03154, section on synthetic bugs (the idea).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import patchclamp
+from patchclamp.bounding.lowering import Lowered
+from patchclamp.methods.bounds.certificate.replay import Replay
+from patchclamp.methods.bounds.counterexample import Replay as Rerun
+from patchclamp.methods.bounds.property import Property
+from patchclamp.methods.bounds.search.attack import Attack
+from patchclamp.methods.bounds.search.goal import Goal, goals
+from patchclamp.methods.bounds.search.input_split import InputSplit
+from patchclamp.methods.bounds.search.limits import Limits, OutOfMemoryError, OutOfTimeError
+from patchclamp.methods.bounds.verify import Answer, lowered
+from patchclamp.rules.base import Interval, Lines
+from patchclamp.rules.relu import ReLU
+
+
+class Fault(StrEnum):
+    """What is wrong."""
+
+    NONE = "none"
+    """Nothing, for comparison."""
+    LOW_LINE = "low-line"
+    """The line above an open ReLU starts at half its height."""
+    SMALL_BOX = "small-box"
+    """The box is a tenth narrower."""
+    HIGH_BOUND = "high-bound"
+    """Bounds are better than they are, by a twentieth of a unit of the output."""
+    LOST_HALF = "lost-half"
+    """The box is divided once, and the half above is never looked at."""
+
+
+HEIGHT, WIDTH, GIFT = 0.5, 0.9, 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class _LowReLU(ReLU):
+    """A wrong relaxation: the chord is too low."""
+
+    def relax(self, boxes: tuple[Interval, ...], slopes: Tensor | None = None) -> Lines:
+        lines = super().relax(boxes, slopes)
+        return Lines(lines.below_slope, lines.below, lines.above_slope, HEIGHT * lines.above)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyVerifier:
+    """Attack, then division of inputs in float64, with one fault.
+
+    Randomness: of the attack, by `seed`.
+    Cost: until decided, or `timeout`.
+    Raises: as `Verify`.
+    Fails when: it is right by luck, as where the attack finds a counterexample.
+
+    Attributes:
+        fault: what is wrong.
+        replayed: whether what the search closes is replayed by the certificate checker, which
+            does not share the fault.
+        timeout: wall seconds.
+        seed: of the attack.
+    """
+
+    fault: Fault
+    replayed: bool = False
+    timeout: float = 20.0
+    seed: int = 0
+
+    def run(self, path: Path, property: Property) -> Answer:
+        """A verdict, which may be wrong; `sat` never is."""
+        limits = Limits(self.timeout)
+        net = patchclamp.open(path)
+        engine = net.graph
+        network = self._network(
+            lowered(engine, [x[:1] for x in net.example.tensors()], torch.float64)
+        )
+        confirm = _confirming(path, property)
+        replay = Replay(path).margins if self.replayed else None
+        try:
+            for goal in goals(property.cases):
+                wrong = self._goal(goal)
+                point = Attack(seed=self.seed).run(network, wrong, limits)
+                if point is not None and confirm(point):
+                    return Answer.SAT
+                tree = InputSplit().run(network, wrong, replay, confirm, limits)
+                if tree is None:
+                    return Answer.SAT
+        except OutOfTimeError:
+            return Answer.TIMEOUT
+        except OutOfMemoryError:
+            return Answer.UNKNOWN
+        return Answer.UNSAT
+
+    def _network(self, network: Lowered) -> Lowered:
+        if self.fault is Fault.LOW_LINE:
+            for value in network.values:
+                if isinstance(value.rule, ReLU):
+                    value.rule = _LowReLU(value.rule.shape)
+        return network
+
+    def _goal(self, goal: Goal) -> Goal:
+        width = goal.upper - goal.lower
+        if self.fault is Fault.SMALL_BOX:
+            cut = (1 - WIDTH) / 2 * width
+            return replace(goal, lower=goal.lower + cut, upper=goal.upper - cut)
+        if self.fault is Fault.HIGH_BOUND:
+            return replace(goal, offsets=goal.offsets + GIFT)
+        if self.fault is Fault.LOST_HALF:
+            upper = goal.upper.copy()
+            widest = int(width.argmax())
+            upper[widest] -= width[widest] / 2
+            return replace(goal, upper=upper)
+        return goal
+
+
+def _confirming(path: Path, property: Property) -> Callable[[Tensor], bool]:
+    """Whether a point is a counterexample of the property as it is, in float64."""
+    rerun = Rerun(path)
+
+    def confirm(point: Tensor) -> bool:
+        return rerun.confirm(property, point.double().numpy()).margin <= 0
+
+    return confirm
