@@ -46,6 +46,8 @@ from patchclamp.model.tokens import Tokenizer
 if TYPE_CHECKING:
     import xarray
 
+    from patchclamp.bounding.results import Bounds
+    from patchclamp.bounding.targets import Limits, Perturbed
     from patchclamp.engine.cells import Groups
     from patchclamp.store import Store
 
@@ -490,6 +492,54 @@ class Net:
             engine=engine,
         )
         return options.run(self, clean, corrupt, metric, progress)
+
+    def bound(
+        self,
+        inputs: object,
+        perturbed: Perturbed,
+        *,
+        output: str | None = None,
+        rows: object = None,
+        method: str = "crown",
+        edits: Edits = (),
+        restrict: Mapping[str, Limits] | None = None,
+        dtype: str = "float64",
+        num_steps: int = 20,
+        linear: bool = False,
+    ) -> Bounds:
+        """What an output lies between while something is perturbed; see docs/bounds.md.
+
+        Args:
+            perturbed: a number (the first input of real numbers moves by at most that much in
+                each element), a set from `patchclamp.bounding.sets`, or a mapping from
+                "input", sites and paths of parameters to these.
+            output: the site that is bounded; the principal output by default.
+            rows: linear functions of one example's output, (num, *output), or for each
+                example (batch, num, *output); by default every element is bounded.
+            method: "interval", "forward", "forward+crown", "crown" or "alpha".
+            edits: applied to the network that is bounded.
+            restrict: sites -> (lower, upper); only what keeps these values there is bounded.
+            dtype: "float64" allows for rounding and holds over the reals; "float32" does not.
+            num_steps: of the ascent on slopes, for "alpha".
+            linear: keep linear bounds, in what is perturbed.
+
+        Raises:
+            BoundError: an operator without a rule, a set that is empty, infinite or of the
+                wrong shape, an output that does not depend on what is perturbed.
+        """
+        from patchclamp.bounding.request import BoundRequest
+
+        request = BoundRequest(
+            output=output,
+            rows=rows,
+            method=method,
+            edits=edits,
+            restrict=restrict or {},
+            dtype=dtype,
+            num_steps=num_steps,
+            linear=linear,
+        )
+        return request.run(self, inputs, perturbed)
 
     # ---- editing the live module -------------------------------------------
 

@@ -5,47 +5,34 @@ by linear bounds. It comes from interval arithmetic first; what this leaves unde
 by going backwards to the perturbed sets. Only lower bounds are propagated, of rows and of
 their negatives.
 
+A ReLU needs to know of a negative argument no more than its sign: an element that shows to be
+negative on the way, from the intervals of a layer that was met, is not followed any further.
+
 Source: Zhang et al. 2018 (CROWN); Xu et al. 2020, arXiv 2002.12920 (general graphs).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from patchclamp.bounding.lowering import Lowered
-from patchclamp.bounding.sets import Box, PerturbedSet
-from patchclamp.rules.base import (
-    Affine,
-    Interval,
-    Lines,
-    Nonlinear,
-    Relaxation,
-    gamma,
-    magnitude,
-    one_hot,
-)
-from patchclamp.rules.conv import Conv
-from patchclamp.rules.linear import Linear
+from patchclamp.bounding.sets import Box
+from patchclamp.bounding.steps import Rows, Sets, Slopes, Steps, added, chosen, copies, dense
+from patchclamp.rules.base import Affine, Interval, Nonlinear, gamma, one_hot
+from patchclamp.rules.layout import Reshape
 from patchclamp.rules.relu import ReLU
-from patchclamp.rules.sparse import Sparse, dot
 from patchclamp.rules.value import Value
 
-Sets = Mapping[str, PerturbedSet]
-Slopes = Mapping[Value, Tensor]
-"""For a nonlinear value, (num_slopes, N, R, *shape) in [0, 1]."""
+__all__ = ["Improve", "Linearised", "Propagation", "Sets", "Slopes", "Start", "undecided"]
 
 MAX_ELEMENTS = 1 << 24
 """How many coefficients of one value are held at a time; more rows go in pieces."""
 
-MOST_ALIVE = 0.9
-"""Dead neurons are left out of rows where no more than this share is alive."""
-
-Rows = Tensor | Sparse
+MIN_SETTLED = 1 << 14
+"""From how many coefficients on it pays to look which rows are settled on the way."""
 
 
 @dataclass(frozen=True)
@@ -71,53 +58,14 @@ Improve = Callable[[Value, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
-class Propagation:
+class Propagation(Steps):
     """Bounds of one network on N sets side by side.
 
     Attributes:
-        network: what is bounded.
-        sets: for every perturbed value, by name.
-        intervals: the best known elementwise bounds of each value.
-        rounded: subtract what rounding can do, so that bounds hold over the reals.
         improve: better bounds of elements that were bounded once; see bounding/slopes.py.
     """
 
-    network: Lowered
-    sets: Sets
-    intervals: dict[Value, Interval] = field(default_factory=dict)
-    rounded: bool = False
     improve: Improve | None = None
-    relaxed: dict[Value, Relaxation] = field(default_factory=dict)
-    _sizes: dict[Value, Tensor] = field(default_factory=dict)
-    _columns: dict[Value, Tensor | None] = field(default_factory=dict)
-    _weights: dict[tuple[Value, int, int], Tensor] = field(default_factory=dict)
-    _lines: dict[Value, Lines] = field(default_factory=dict)
-
-    # ---- forwards -------------------------------------------------------------
-
-    def interval(self, value: Value) -> Interval:
-        """Elementwise bounds by interval arithmetic from the best known ones of the arguments."""
-        if value not in self.intervals:
-            if value.rule is None:
-                made = self.sets[value.name].hull()
-            else:
-                made = value.rule.interval(*(self.interval(a) for a in value.arguments))
-            if value.known is not None:
-                known = Interval(*(side.to(made.lower) for side in value.known))
-                made = made.within(known)
-            self.intervals[value] = made
-        return self.intervals[value]
-
-    def relaxation(self, value: Value, slopes: Tensor | None = None) -> Relaxation:
-        """The linear bounds of a nonlinear value on its arguments' intervals."""
-        rule = value.rule
-        if not isinstance(rule, Nonlinear):
-            raise TypeError(f"{value} is not nonlinear")
-        if slopes is not None:
-            return rule.relax(tuple(self.interval(a) for a in value.arguments), slopes)
-        if value not in self.relaxed:
-            self.relaxed[value] = rule.relax(tuple(self.interval(a) for a in value.arguments))
-        return self.relaxed[value]
 
     # ---- backwards ------------------------------------------------------------
 
@@ -136,218 +84,74 @@ class Propagation:
             slopes: chosen slopes; missing values take the default.
             met: filled with the rows on every nonlinear value that is passed.
         """
-        found = self._walk(dict(rows), constant, slopes or {}, met)
-        reached, constant, bound = found
-        return Linearised({v: _dense(A) for v, A in reached.items()}, constant, bound)
-
-    def _walk(
-        self,
-        rows: dict[Value, Rows],
-        constant: Tensor,
-        slopes: Slopes,
-        met: dict[Value, Tensor] | None = None,
-    ) -> tuple[dict[Value, Rows], Tensor, Tensor]:
-        """`linearise`, with rows that may have no zeros: (rows on leaves, constant, bound)."""
-        pending = {v.number: (v, A) for v, A in rows.items()}
-        reached: dict[Value, Rows] = {}
-        spent = constant.detach().abs() if self.rounded else None
-        while pending:
-            value, A = pending.pop(max(pending))
-            if value.rule is None:
-                reached[value] = A
-                continue
-            if isinstance(value.rule, Affine):
-                parts, terms = self._through_affine(value, A, slopes)
-            else:
-                if met is not None:
-                    met[value] = _dense(A).detach()
-                parts, terms = self._through_nonlinear(value, A, slopes.get(value))
-            for term in terms:
-                constant = constant + term
-                if spent is not None:
-                    spent = spent + term.detach().abs()
-            for argument, part in zip(value.arguments, parts, strict=True):
-                held = pending.get(argument.number)
-                pending[argument.number] = (
-                    argument,
-                    part if held is None else _added(held[1], part),
-                )
-        bound = constant
-        for value, A in reached.items():
-            term = self._least(value, A)
-            bound = bound + term
-            if spent is not None:
-                size, num = magnitude(self.interval(value)), math.prod(value.shape)
-                bound = bound - _error(A, size, num)
-                spent = spent + term.detach().abs()
-        if spent is not None:  # each value adds three terms at most to the constant
-            bound = bound - gamma(2 * len(self.network.values) + 4, spent.dtype) * spent
-        return reached, constant, bound
-
-    def _through_affine(
-        self, value: Value, A: Rows, slopes: Slopes
-    ) -> tuple[tuple[Rows, ...], list[Tensor]]:
-        """Rows on the arguments, and what the constant gains."""
-        rule = value.rule
-        if not isinstance(rule, Affine):
-            raise TypeError(f"{value} is not affine")
-        parts: tuple[Rows, ...]
-        if isinstance(rule, Linear) and rule.single:
-            parts = (self._through_linear(value, rule, A, slopes),)
-        elif isinstance(rule, Conv) and isinstance(A, Sparse) and A.window is not None:
-            parts = (_worth(rule.backward_in_windows(A)),)
-        else:
-            A = _dense(A)
-            parts = rule.backward(A)
-        terms = []
-        if rule.offset is not None:
-            terms.append(_dot(A, rule.offset[None]))
-        if self.rounded and _computes(rule):
-            terms.append(-_error(A, self._size(value), rule.num_terms))
-        return parts, terms
-
-    def _through_linear(self, value: Value, rule: Linear, A: Rows, slopes: Slopes) -> Rows:
-        (argument,) = value.arguments
-        kept = None if argument in slopes else self._alive(argument)
-        if isinstance(A, Sparse):
-            rows, given = A.A, A.columns
-            if given is None:
-                rows, given = _dense(A).flatten(2), None
-        else:
-            rows, given = A.flatten(2), None
-        made = rows @ self._weight(value, rule, given, kept)
-        if kept is None:
-            return made.reshape(*made.shape[:2], *rule.inputs[0])
-        return Sparse(made, argument.shape, columns=kept)
-
-    def _weight(
-        self, value: Value, rule: Linear, rows: Tensor | None, columns: Tensor | None
-    ) -> Tensor:
-        """The part of a weight that is alive."""
-        key = (value, id(rows), id(columns))
-        if key not in self._weights:
-            weight = rule.weight if rows is None else rule.weight[rows]
-            self._weights[key] = weight if columns is None else weight[:, columns]
-        return self._weights[key]
-
-    def _alive(self, value: Value) -> Tensor | None:
-        """Which elements of a ReLU's result may differ from 0; None if nearly all."""
-        if not isinstance(value.rule, ReLU):
-            return None
-        if value not in self._columns:
-            box = self.interval(value.arguments[0])
-            alive = (box.upper > 0).flatten(1).any(0)
-            few = int(alive.sum()) <= MOST_ALIVE * len(alive)
-            self._columns[value] = alive.nonzero().flatten() if few else None
-        return self._columns[value]
-
-    def _through_nonlinear(
-        self, value: Value, A: Rows, slopes: Tensor | None
-    ) -> tuple[tuple[Rows, ...], list[Tensor]]:
-        """Rows on the arguments, and what the constant gains."""
-        relaxation = self.relaxation(value, slopes)
-        if isinstance(A, Sparse) and (slopes is not None or not isinstance(relaxation, Lines)):
-            A = A.dense()
-        parts: tuple[Rows, ...]
-        if isinstance(A, Sparse) and isinstance(relaxation, Lines):
-            found, gained = self._lines_of(value, relaxation, A).backward(A.A)
-            parts = (replace(A, A=found[0]),)
-        else:
-            parts, gained = relaxation.backward(_dense(A))
-        if not self.rounded:
-            return parts, [gained]
-        if slopes is None:
-            size = self._size(value)
-        else:
-            size = relaxation.magnitude(*(self.interval(a) for a in value.arguments))
-        return parts, [gained, -_error(A, size, relaxation.num_terms)]
-
-    def _lines_of(self, value: Value, lines: Lines, rows: Sparse) -> Lines:
-        if rows.columns is None or rows.columns is not self._alive(value):
-            return rows.lines(lines)
-        if value not in self._lines:
-            self._lines[value] = rows.lines(lines)
-        return self._lines[value]
-
-    def _least(self, value: Value, A: Rows) -> Tensor:
-        """The smallest value of rows over what is perturbed."""
-        perturbed = self.sets[value.name]
-        if not isinstance(A, Sparse) or not isinstance(perturbed, Box):
-            return perturbed.minimum(_dense(A))
-        lower, upper = perturbed.lower, perturbed.upper
-        middle = (lower + upper) / 2
-        radius = torch.maximum(upper - middle, middle - lower)
-        return A.dot(middle) - replace(A, A=A.A.abs()).dot(radius)
-
-    def _size(self, value: Value) -> Tensor:
-        """What rounding has to be measured by: see `magnitude` of rules and relaxations."""
-        if value not in self._sizes:
-            rule = value.rule if isinstance(value.rule, Affine) else self.relaxation(value)
-            self._sizes[value] = rule.magnitude(*(self.interval(a) for a in value.arguments))
-        return self._sizes[value]
+        walk = _Walk.of(self, dict(rows), constant, slopes)
+        while (value := walk.next()) is not None:
+            if met is not None and isinstance(value.rule, Nonlinear):
+                met[value] = dense(walk.pending[value.number][1]).detach()
+            walk.step(value)
+        reached = {v: dense(A) for v, A in walk.pending.values()}
+        return Linearised(reached, walk.constant, walk.bound())
 
     def start(self, value: Value, index: Tensor, sign: float) -> tuple[dict[Value, Tensor], Tensor]:
         """Rows that read single elements of a value, one rule back where that is free."""
-        rule = value.rule
-        dtype = self.network.dtype
-        if isinstance(rule, Affine) and not self.rounded:
+        rule, dtype = value.rule, self.network.dtype
+        nothing = torch.zeros(1, len(index), dtype=dtype)
+        if not isinstance(rule, Affine) or (self.rounded and not copies(rule)):
+            return {value: one_hot(index, value.shape, dtype) * sign}, nothing
+        if copies(rule):
             parts = rule.start(index)
-            offset = rule.offset
-            gained = (
-                torch.zeros(1, len(index), dtype=dtype)
-                if offset is None
-                else offset.flatten()[index][None]
-            )
-            rows: dict[Value, Tensor] = {}
-            for argument, part in zip(value.arguments, parts, strict=True):
-                part = part * sign
-                rows[argument] = rows[argument] + part if argument in rows else part
-            return rows, gained * sign
-        return {value: one_hot(index, value.shape, dtype) * sign}, torch.zeros(
-            1, len(index), dtype=dtype
-        )
-
-    def _both(self, value: Value, index: Tensor) -> tuple[dict[Value, Rows], Tensor]:
-        """`start` with sign 1, and behind it with sign -1; without the zeros where there are."""
-        rule = value.rule
-        rows: dict[Value, Rows]
-        if isinstance(rule, Linear) and rule.single:
-            (argument,) = value.arguments
-            kept = self._alive(argument)
-            picked = self._weight(value, rule, None, kept)
-            picked = picked[index] if len(index) < len(picked) else picked
-            signed = torch.cat([picked, -picked])[None]
-            rows = {
-                argument: signed.reshape(1, -1, *rule.inputs[0])
-                if kept is None
-                else Sparse(signed, argument.shape, columns=kept)
-            }
-        elif isinstance(rule, Conv) and rule.has_windows:
-            rows = {value.arguments[0]: _worth(rule.start_in_windows(index).signed())}
         else:
-            dense, constant = self.start(value, index, 1.0)
-            rows = {v: torch.cat([A, -A], 1) for v, A in dense.items()}
-            return rows, torch.cat([constant, -constant], 1)
+            parts = rule.backward(one_hot(index, value.shape, dtype))
+        rows: dict[Value, Tensor] = {}
+        for argument, part in zip(value.arguments, parts, strict=True):
+            part = part * sign
+            rows[argument] = rows[argument] + part if argument in rows else part
         offset = rule.offset
-        constant = torch.zeros(1, len(index), dtype=self.network.dtype)
-        if offset is not None:
-            constant = offset.flatten()[index][None]
-        return rows, torch.cat([constant, -constant], 1)
+        return rows, nothing if offset is None else offset.flatten()[index][None] * sign
 
     # ---- all layers -----------------------------------------------------------
 
     def tighten(self, value: Value) -> None:
         """Bound a value backwards, where interval arithmetic leaves something undecided."""
         if self._is_exact(value):
-            return
-        wanted = self._undecided(value)
-        for index in self.pieces(value, wanted, 2):
-            found = self._walk(*self._both(value, index), {})[2]
-            self._narrow(value, index, found[:, : len(index)], -found[:, len(index) :])
-        if self.improve is None or len(wanted) == 0:
+            if not self.rounded and isinstance(value.rule, Affine):
+                middle, radius = self._middle_of(value.arguments[0])
+                made, spread = value.rule.forward(middle), value.rule.spread(radius)
+                plain = Interval(made - spread, made + spread)
+                self.intervals[value] = plain.within(self.interval(value))
             return
         for index in self.pieces(value, self._undecided(value), 2):
-            self._narrow(value, index, *self.improve(value, index))
+            self._tightened(value, index)
+        if self.improve is not None:
+            for index in self.pieces(value, self._undecided(value), 2):
+                self._narrow(value, index, *self.improve(value, index))
+
+    def _tightened(self, value: Value, index: Tensor) -> None:
+        """Bound some elements, or only so far that they show to be dead."""
+        walk = _Walk.of(self, *self._both(value, index))
+        only_relu = all(isinstance(v.rule, ReLU) for v in self._readers(value))
+        while (at := walk.next()) is not None:
+            if only_relu and isinstance(at.rule, ReLU) and walk.is_large():
+                low, high = walk.sides()
+                dead = (high <= 0).all(0)
+                if 4 * int(dead.sum()) >= len(index):
+                    gone, left = dead.nonzero().flatten(), (~dead).nonzero().flatten()
+                    self._narrow(value, index[gone], low[:, gone], high[:, gone])
+                    walk.keep(torch.cat([left, left + len(index)]))
+                    index = index[left]
+                    if not len(index):
+                        return
+            walk.step(at)
+        self._narrow(value, index, *walk.sides())
+
+    def _both(self, value: Value, index: Tensor) -> tuple[dict[Value, Rows], Tensor]:
+        """`start` with sign 1, and behind it with sign -1."""
+        found = self.first(value, index)
+        if found is not None:
+            return found
+        rows, constant = self.start(value, index, 1.0)
+        signed: dict[Value, Rows] = {v: torch.cat([A, -A], 1) for v, A in rows.items()}
+        return signed, torch.cat([constant, -constant], 1)
 
     def _undecided(self, value: Value) -> Tensor:
         """Flat elements that a reader would know better, on any of the sets."""
@@ -355,14 +159,11 @@ class Propagation:
         return found.flatten(1).any(0).nonzero().flatten()
 
     def _narrow(self, value: Value, index: Tensor, lower: Tensor, upper: Tensor) -> None:
-        """Take bounds of some elements that may be better than the known ones."""
+        """Take bounds of some elements, where they are better than the known ones."""
         box = self.interval(value)
-        low, high = (
-            side.flatten(1).index_copy(1, index, best(side.flatten(1)[:, index], found))
-            for side, found, best in zip(
-                box, (lower, upper), (torch.maximum, torch.minimum), strict=True
-            )
-        )
+        low, high = (side.flatten(1) for side in box)
+        low = low.index_copy(1, index, torch.maximum(low.index_select(1, index), lower))
+        high = high.index_copy(1, index, torch.minimum(high.index_select(1, index), upper))
         shape = box.lower.shape
         self.intervals[value] = Interval(low.reshape(shape), high.reshape(shape))
 
@@ -374,6 +175,8 @@ class Propagation:
 
     def pieces(self, value: Value, wanted: Tensor, num: int) -> tuple[Tensor, ...]:
         """Elements of a value in parts of which `num` rows each can be held at a time."""
+        if not len(wanted):
+            return ()
         num *= len(self.interval(value).lower)
         widest = max(
             (
@@ -391,11 +194,11 @@ class Propagation:
 
     def _is_exact(self, value: Value) -> bool:
         """Interval arithmetic is exact one affine rule behind a perturbed box."""
-        return value.rule is None or (
-            isinstance(value.rule, Affine)
-            and len(value.arguments) == 1
-            and value.arguments[0].rule is None
-        )
+        if isinstance(value.rule, Affine) and len(value.arguments) == 1:
+            (value,) = value.arguments
+            while isinstance(value.rule, Reshape):
+                (value,) = value.arguments
+        return value.rule is None and isinstance(self.sets[value.name], Box)
 
     def run(self) -> None:
         """Intervals of the arguments of every nonlinear operator, in order."""
@@ -409,38 +212,85 @@ class Propagation:
         return self.linearise({self.network.output: C}, d, slopes)
 
 
-def _computes(rule: Affine) -> bool:
-    """Whether a rule does more than move values."""
-    return bool(rule.num_terms) or rule.offset is not None
+@dataclass(eq=False)
+class _Walk:
+    """Rows on their way backwards.
 
+    Attributes:
+        pending: by number, the values that rows have reached, and the rows.
+        spent: sum of the absolute values of all that went into the constant, if bounds are
+            rounded: adding them up may be wrong by a few ulps of it.
+    """
 
-def _dense(A: Rows) -> Tensor:
-    return A.dense() if isinstance(A, Sparse) else A
+    bounds: Propagation
+    pending: dict[int, tuple[Value, Rows]]
+    constant: Tensor
+    slopes: Slopes
+    spent: Tensor | None
 
+    @classmethod
+    def of(
+        cls,
+        bounds: Propagation,
+        rows: dict[Value, Rows],
+        constant: Tensor,
+        slopes: Slopes | None = None,
+    ) -> _Walk:
+        """Before the first step."""
+        spent = constant.detach().abs() if bounds.rounded else None
+        pending = {v.number: (v, A) for v, A in rows.items()}
+        return cls(bounds, pending, constant, slopes or {}, spent)
 
-def _dot(A: Rows, x: Tensor) -> Tensor:
-    """Rows applied to x (N or 1, *shape): (N, R)."""
-    return A.dot(x) if isinstance(A, Sparse) else dot(A.flatten(2), x.flatten(1)[:, None])
+    def next(self) -> Value | None:
+        """The last value with rows that is not perturbed itself."""
+        inner = [number for number, (v, _) in self.pending.items() if v.rule is not None]
+        return self.pending[max(inner)][0] if inner else None
 
+    def step(self, value: Value) -> None:
+        """Pass one value."""
+        _, A = self.pending.pop(value.number)
+        parts, terms = self.bounds.through(value, A, self.slopes)
+        for term in terms:
+            self._gain(term)
+        for argument, part in zip(value.arguments, parts, strict=True):
+            held = self.pending.get(argument.number)
+            whole = part if held is None else added(held[1], part)
+            self.pending[argument.number] = (argument, whole)
 
-def _added(A: Rows, B: Rows) -> Rows:
-    if isinstance(A, Sparse) and isinstance(B, Sparse) and A.columns is B.columns is not None:
-        return replace(A, A=A.A + B.A)
-    return _dense(A) + _dense(B)
+    def _gain(self, term: Tensor) -> None:
+        self.constant = self.constant + term
+        if self.spent is not None:
+            self.spent = self.spent + term.detach().abs()
 
+    def bound(self) -> Tensor:
+        """The smallest value over sets and intervals of what the rows have reached, (N, R)."""
+        total, spent = self.constant, self.spent
+        for value, A in self.pending.values():
+            for term in self.bounds.least(value, A):
+                total = total + term
+                spent = None if spent is None else spent + term.detach().abs()
+        if spent is None:
+            return total
+        num = 2 * len(self.bounds.network.values) + 4  # each value adds three terms at most
+        return total - gamma(num, spent.dtype) * spent
 
-def _worth(rows: Sparse) -> Rows:
-    """Rows in windows, as long as windows are smaller than half the value."""
-    return rows if 2 * rows.A.shape[2] <= math.prod(rows.shape) else rows.dense()
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds, of rows that stand before their negatives."""
+        low, high = self.bound().chunk(2, 1)
+        return low, -high
 
+    def is_large(self) -> bool:
+        """Whether the rows all stand on one value, and are many."""
+        if len(self.pending) > 1:
+            return False
+        ((_, A),) = self.pending.values()
+        return (A if isinstance(A, Tensor) else A.A).numel() >= MIN_SETTLED
 
-def _error(A: Rows, size: Tensor, num_terms: int) -> Tensor:
-    """What rounding can do to rows that meet values of this size."""
-    if isinstance(A, Sparse):
-        total, dtype = replace(A, A=A.A.detach().abs()).dot(size), A.A.dtype
-    else:
-        total, dtype = _dot(A.detach().abs(), size), A.dtype
-    return gamma(num_terms + 4, dtype) * total + torch.finfo(dtype).tiny
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.pending = {n: (v, chosen(A, rows)) for n, (v, A) in self.pending.items()}
+        self.constant = self.constant.index_select(1, rows)
+        self.spent = None if self.spent is None else self.spent.index_select(1, rows)
 
 
 def undecided(readers: list[Value], box: Interval) -> Tensor:

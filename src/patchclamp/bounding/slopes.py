@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchclamp.bounding.propagate import Propagation, Start
+from patchclamp.bounding.propagate import Propagation, Slopes, Start
 from patchclamp.rules.base import Nonlinear
 from patchclamp.rules.value import Value
 

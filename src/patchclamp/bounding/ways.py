@@ -70,6 +70,7 @@ class Way:
         rounded: allow for rounding, so that the bounds hold over the reals.
         num_steps: of the ascent on slopes.
         keep_linear: keep linear bounds.
+        restricted: values that something is known of besides what the sets say.
     """
 
     network: Lowered
@@ -78,57 +79,65 @@ class Way:
     rounded: bool = True
     num_steps: int = 20
     keep_linear: bool = False
+    restricted: tuple[Value, ...] = ()
 
     def run(self, rows: Tensor | None, index: Tensor) -> Found:
         """Bounds of rows (N or 1, R, *output), or of the output's elements `index` where None."""
         bounds = Propagation(self.network, self.sets, rounded=self.rounded)
-        require_met(bounds)
+        self._require_met(Propagation(self.network, self.sets))
         if self.method is Method.INTERVAL:
             return self._crossed(bounds, rows, index)
         if self.method in (Method.FORWARD, Method.FORWARD_CROWN):
             forward = Forward(bounds)
             forward.run()
-            require_met(bounds)
+            self._require_met(bounds)
             if self.method is Method.FORWARD:
                 return self._forward(forward, rows, index)
             return self._backward(bounds, rows, index)
         bounds.run()
-        require_met(bounds)
+        self._require_met(bounds)
         found = self._backward(bounds, rows, index)
         if self.method is Method.ALPHA:
             found = self._chosen(bounds, found, rows, index)
         return found
 
+    def _require_met(self, bounds: Propagation) -> None:
+        """Raise where a restriction leaves nothing of what a hidden value can be."""
+        for value in self.restricted:
+            box = bounds.interval(value)
+            empty = (box.lower > box.upper).flatten(1)
+            if bool(empty.any()):
+                box_number, element = (int(i) for i in empty.nonzero()[0])
+                raise BoundError(
+                    f"nothing in the perturbed set meets the restriction of '{value.name}'",
+                    got=f"box {box_number}, element {element}",
+                    hint="any statement holds of nothing; take another set or restriction",
+                )
+
     # ---- the output ---------------------------------------------------------
 
-    def _pieces(
-        self, rows: Tensor | None, index: Tensor, num: int
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Rows a few at a time, so that memory stays bounded: where they go, and the rows."""
+    def _pieces(self, rows: Tensor | None, index: Tensor, num: int) -> Iterator[Tensor]:
+        """Rows or elements, a few at a time, so that memory stays bounded."""
         widest = max(torch.Size(v.shape).numel() for v in self.network.values)
         at_once = max(1, MAX_ELEMENTS // (num * widest))
-        total = len(index) if rows is None else rows.shape[1]
-        for first in range(0, total, at_once):
-            where = slice(first, min(first + at_once, total))
-            yield where, index[where] if rows is None else rows[:, where]
+        yield from index.split(at_once) if rows is None else rows.split(at_once, 1)
 
     def _starts(
         self, bounds: Propagation, rows: Tensor | None, index: Tensor, sign: float
-    ) -> Iterator[tuple[Start, Value, Tensor]]:
+    ) -> Iterator[Start]:
         output = self.network.output
-        num = bounds.interval(output).lower.shape[0]
-        for where, piece in self._pieces(rows, index, num):
+        for piece in self._pieces(rows, index, bounds.interval(output).lower.shape[0]):
             if rows is None:
-                yield bounds.start(output, piece, sign), output, index[where]
+                yield bounds.start(output, piece, sign)
             else:
                 nothing = torch.zeros(1, piece.shape[1], dtype=self.network.dtype)
-                yield ({output: piece * sign}, nothing), output, index[:0]
+                yield {output: piece * sign}, nothing
 
     def _backward(self, bounds: Propagation, rows: Tensor | None, index: Tensor) -> Found:
         sides: list[list[Linearised]] = []
         for sign in (1.0, -1.0):
             starts = self._starts(bounds, rows, index, sign)
-            sides.append([bounds.linearise(*start) for start, _, _ in starts])
+            sides.append([bounds.linearise(*start) for start in starts])
         return self._joined(bounds, sides, rows, index)
 
     def _joined(
@@ -155,11 +164,11 @@ class Way:
         )
         bounds.improve = Optimised(bounds, search)
         bounds.run()
-        require_met(bounds)
+        self._require_met(bounds)
         sides: list[list[Linearised]] = []
         for sign in (1.0, -1.0):
             pieces = []
-            for start, _, _ in self._starts(bounds, rows, index, sign):
+            for start in self._starts(bounds, rows, index, sign):
                 made = bounds.linearise(*start)
                 best, slopes = search.improve(bounds, start, made.bound)
                 if self.keep_linear:
@@ -179,7 +188,7 @@ class Way:
         num = between.lower.constant.shape[0]
         sides: list[list[tuple[Tensor, Linear]]] = [[], []]
         for at, sign in enumerate((1.0, -1.0)):
-            for _, piece in self._pieces(rows, index, num):
+            for piece in self._pieces(rows, index, num):
                 C = self._one_hot(piece) if rows is None else piece
                 made = forward.combined(C * sign, between)
                 kept = {
@@ -216,21 +225,6 @@ class Way:
         size = (flat.abs() @ magnitude(Interval(lower, upper))[:, :, None])[:, :, 0]
         error = gamma(2 * flat.shape[2] + 8, flat.dtype) * size + torch.finfo(flat.dtype).tiny
         return Found(low - error, high + error)
-
-
-def require_met(bounds: Propagation) -> None:
-    """Raise where a restriction of a hidden value leaves nothing of what it can be."""
-    for value in bounds.network.values:
-        if value.known is None:
-            continue
-        box = bounds.interval(value)
-        empty = (box.lower > box.upper).flatten(1)
-        if bool(empty.any()):
-            raise BoundError(
-                f"nothing in the perturbed set meets the restriction of '{value.name}'",
-                got=f"box {int(empty.nonzero()[0, 0])}, element {int(empty.nonzero()[0, 1])}",
-                hint="every statement about it holds, since there is nothing that it is about",
-            )
 
 
 def _linear(pieces: list[Linearised]) -> Linear:

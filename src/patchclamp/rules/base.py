@@ -205,14 +205,17 @@ class Lines(Relaxation):
     def _bend(self) -> Tensor:
         return self.above_slope - self.below_slope
 
+    @cached_property
+    def _rise(self) -> Tensor:
+        return self.above if self.below is None else self.above - self.below
+
     def backward(self, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Positive coefficients take the line below, negative ones the line above."""
         down = A.clamp(max=0)
         rows = torch.addcmul(A * self.below_slope, down, self._bend)
-        total = _total(down, self.above)
-        if self.below is not None:
-            total = total + _total(A - down, self.below)
-        return (rows,), total
+        if self.below is None:
+            return (rows,), _total(down, self.above)
+        return (rows,), _total(A, self.below) + _total(down, self._rise)
 
     def magnitude(self, *boxes: Interval) -> Tensor:
         """|slope| |x| + |intercept|, of the larger line, twice for the difference of slopes."""
@@ -220,6 +223,11 @@ class Lines(Relaxation):
         slope = self.above_slope.abs() + self.below_slope.abs()
         rest = self.above.abs() if self.below is None else self.above.abs() + self.below.abs()
         return (slope * magnitude(box)[:, None]).amax(1) * 2 + rest.amax(1)
+
+    def noise(self, num_terms: int) -> Tensor:
+        """What adding up this many intercepts can do to a constant, for coefficients of size 1."""
+        rest = self.above.abs() if self.below is None else self.above.abs() + self.below.abs()
+        return gamma(num_terms + 4, rest.dtype) * rest.amax(1)
 
 
 def _total(A: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchclamp.rules.base import Affine, Shape
-from patchclamp.rules.sparse import Sparse, Window
+from patchclamp.rules.sparse import Sparse, Windows
 
 _FORWARD = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
@@ -19,6 +19,9 @@ _TRANSPOSED = {
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
 }
+
+FEW_CHANNELS = 8
+"""Library code for transposed convolutions is several times slower on fewer channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +115,9 @@ class Conv(Affine):
         return self._run(radii[0], self._sizes, None)
 
     def backward(self, A: Tensor) -> tuple[Tensor, ...]:
+        if self.has_windows and self.before[1] < FEW_CHANNELS:
+            rows = self._folded(A.reshape(-1, *self.output[1:]), self.before[2:], self.padding)
+            return (rows.reshape(*A.shape[:2], *self.before),)
         rows = _TRANSPOSED[len(self.before) - 2](
             A.reshape(-1, *self.output[1:]),
             self.weight,
@@ -124,44 +130,58 @@ class Conv(Affine):
         )
         return (rows.reshape(*A.shape[:2], *self.before),)
 
+    def _folded(self, A: Tensor, size: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+        """The transpose as a matrix product whose columns are then added up where they meet."""
+        columns = self.weight.flatten(1).T @ A.flatten(2)
+        return functional.fold(
+            columns, size, self.weight.shape[2:], padding=padding, stride=self.stride
+        )
+
     def start(self, index: Tensor) -> tuple[Tensor, ...]:
         """One kernel for each row, put where the element reads; two dimensions, one group."""
-        if len(self.before) != 4 or self.groups != 1 or self.before[0] != 1:
+        if not self.is_plain:
             return super().start(index)
         num_places = math.prod(self.output[2:])
         reads = self._reads[:, index % num_places].T
-        kernels = self.weight[index // num_places].flatten(1)
+        kernels = self.weight.flatten(1).index_select(0, index // num_places)
         rows = self.weight.new_zeros(len(index), math.prod(self.before) + 1)
         rows.scatter_(1, reads, kernels)
         return (rows[:, :-1].reshape(1, len(index), *self.before),)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Two dimensions, one example, one group."""
+        return len(self.before) == 4 and self.before[0] == 1 and self.groups == 1
+
+    @cached_property
     def has_windows(self) -> bool:
-        """Whether rows are followed through this rule in windows: two dimensions, one group."""
-        plain = self.groups == 1 and set(self.dilation) == {1}
-        return len(self.before) == 4 and self.before[0] == 1 and plain
+        """Whether rows are followed through this rule in windows."""
+        return self.is_plain and set(self.dilation) == {1}
 
     def start_in_windows(self, index: Tensor) -> Sparse:
         """`start`, without the zeros around the kernels."""
-        place = index % math.prod(self.output[2:])
-        width = self.output[3]
-        origin = self._origin(torch.stack([place // width, place % width], 1))
-        window = Window(origin, self._reached((1, 1)))
-        kernels = self.weight[index // math.prod(self.output[2:])]
-        return Sparse(kernels.flatten(1)[None], self.before, window=window)
+        num_places, width = math.prod(self.output[2:]), self.output[3]
+        place = index % num_places
+        if len(index) < num_places:
+            places, place = place.unique(return_inverse=True)
+        else:
+            places = torch.arange(num_places)
+        origin = self._origin(torch.stack([places // width, places % width], 1))
+        kernels = self.weight.flatten(1).index_select(0, index // num_places)
+        return Sparse(kernels[None], self.before, Windows(origin, place, self._reached((1, 1))))
 
     def backward_in_windows(self, rows: Sparse) -> Sparse:
         """`backward` of rows with a window each; the windows grow by the kernel."""
-        if rows.window is None:
+        if not isinstance(rows.where, Windows):
             raise TypeError("rows have no windows")
-        _, height, width = rows.window.size
-        A = rows.A.reshape(*rows.A.shape[:2], *rows.window.size)
-        size = self._reached((height, width))
-        return Sparse(
-            self._spread_out(A, (height, width)),
-            self.before,
-            window=Window(self._origin(rows.window.origin), size),
-        )
+        before = rows.where
+        where = Windows(self._origin(before.origin), before.place, self._reached(before.size[1:]))
+        A = rows.within().reshape(-1, *before.size)
+        if self.before[1] < FEW_CHANNELS:
+            made = self._folded(A, where.size[1:], (0, 0))
+        else:
+            made = functional.conv_transpose2d(A, self.weight, stride=self.stride)
+        return Sparse(made.reshape(*rows.A.shape[:2], -1), self.before, where)
 
     def _origin(self, origin: Tensor) -> Tensor:
         """Where the window of the argument begins, for windows of the result."""
@@ -174,14 +194,6 @@ class Conv(Affine):
             for n, s, k in zip(size, self.stride, self.weight.shape[2:], strict=True)
         )
         return self.before[1], high, wide
-
-    def _spread_out(self, A: Tensor, size: tuple[int, int]) -> Tensor:
-        """Windows (N, R, out, *size) as windows of the argument, (N, R, K)."""
-        spread = self.weight.flatten(1).T @ A.reshape(-1, A.shape[2], math.prod(size))
-        made = functional.fold(
-            spread, self._reached(size)[1:], self.weight.shape[2:], stride=self.stride
-        )
-        return made.reshape(*A.shape[:2], -1)
 
     @cached_property
     def _reads(self) -> Tensor:

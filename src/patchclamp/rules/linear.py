@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchclamp.rules.base import Affine, Shape
+from patchclamp.rules.base import Affine, Interval, Shape, gamma, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,20 @@ class Linear(Affine):
     def forward(self, *values: Tensor) -> Tensor:
         return functional.linear(values[0], self.weight, self.bias)
 
+    def interval(self, *boxes: Interval) -> Interval:
+        """As for all affine rules, with radius and size in one product."""
+        lower, upper = boxes[0]
+        middle = (lower + upper) / 2
+        radius = torch.maximum(upper - middle, middle - lower)
+        both = torch.cat([radius, magnitude(boxes[0])])
+        spread, size = functional.linear(both, self._sizes).chunk(2)
+        if self.bias is not None:
+            size = size + self.bias.abs()
+        spread = spread + gamma(self.num_terms + 4, size.dtype) * size
+        spread = spread + torch.finfo(size.dtype).tiny
+        made = self.forward(middle)
+        return Interval(made - spread, made + spread)
+
     def spread(self, *radii: Tensor) -> Tensor:
         return functional.linear(radii[0], self._sizes)
 
@@ -66,7 +80,7 @@ class Linear(Affine):
     def start(self, index: Tensor) -> tuple[Tensor, ...]:
         """Rows of the weight itself: nothing is multiplied."""
         num_out, num_in = self.weight.shape
-        picked = self.weight[index % num_out]
+        picked = self.weight.index_select(0, index % num_out)
         if self.single:
             return (picked.reshape(1, len(index), *self.inputs[0]),)
         rows = self.weight.new_zeros(len(index), math.prod(self.lead), num_in)

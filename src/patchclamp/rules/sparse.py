@@ -19,36 +19,31 @@ from patchclamp.rules.base import Lines, Shape
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """Where each row's window lies in a value (1, channels, height, width).
+class Windows:
+    """Where rows lie in a value (1, channels, height, width), each in a window of its own.
 
     Attributes:
-        origin: row and column of its first element, (R, 2); outside the value where it is padded.
+        origin: row and column of the first element of every place, (P, 2); outside the value
+            where that is padded.
+        place: which place each row has, (R,).
         size: channels, height and width of all windows.
     """
 
     origin: Tensor
+    place: Tensor
     size: tuple[int, int, int]
 
-    @property
-    def num(self) -> int:
-        """Elements of one window."""
-        return math.prod(self.size)
-
     def index(self, shape: Shape) -> Tensor:
-        """The flat elements of a value of this shape, (R, num); its size where outside of it."""
+        """Flat elements of a value of this shape for every place; its size where outside of it."""
         channels, height, width = shape[-3:]
         down = self.origin[:, :1] + torch.arange(self.size[1])
         right = self.origin[:, 1:] + torch.arange(self.size[2])
-        inside = ((down >= 0) & (down < height))[:, :, None] & ((right >= 0) & (right < width))[
-            :, None
-        ]
-        places = down[:, :, None] * width + right[:, None]
-        planes = torch.arange(channels) * (height * width)
-        index = torch.where(
-            inside[:, None], places[:, None] + planes[:, None, None], math.prod(shape)
-        )
-        return index.flatten(1)
+        inside_down = (down >= 0) & (down < height)
+        inside_right = (right >= 0) & (right < width)
+        planes = torch.arange(channels)[:, None, None] * (height * width)
+        index = planes + (down * width)[:, None, :, None] + right[:, None, None]
+        inside = inside_down[:, None, :, None] & inside_right[:, None, None]
+        return torch.where(inside, index, math.prod(shape)).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,58 +53,70 @@ class Sparse:
     Attributes:
         A: coefficients, (N, R, K).
         shape: of the value.
-        columns: which elements of the flat value they belong to, (K,), if the same in every row.
-        window: where the rows lie, if each has a window of its own.
+        where: which elements of the flat value they belong to, (K,) in every row alike; or
+            windows.
     """
 
     A: Tensor
     shape: Shape
-    columns: Tensor | None = None
-    window: Window | None = None
+    where: Tensor | Windows
 
     @cached_property
-    def index(self) -> Tensor:
-        """Which elements of the flat value: (R or 1, K); the value's size stands for none."""
-        if self.columns is not None:
-            return self.columns[None]
-        if self.window is None:
-            raise TypeError("rows have neither columns nor a window")
-        return self.window.index(self.shape)
+    def _index(self) -> Tensor:
+        """Which elements of the flat value, for every place (or the only one): (P, K)."""
+        return self.where.index(self.shape) if isinstance(self.where, Windows) else self.where[None]
 
     def take(self, x: Tensor) -> Tensor:
-        """What lies under the coefficients of x (M, 1, *shape): (M, R or 1, K), 0 outside."""
+        """What lies under the coefficients of x (M, *shape): (M, R or 1, K), 0 outside."""
         flat = x.reshape(x.shape[0], -1)
-        if self.columns is not None:
-            return flat.index_select(1, self.columns)[:, None]
+        if not isinstance(self.where, Windows):
+            return flat.index_select(1, self.where)[:, None]
         padded = functional.pad(flat, (0, 1))
-        return padded.index_select(1, self.index.flatten()).reshape(-1, *self.index.shape)
+        taken = padded.index_select(1, self._index.flatten()).reshape(-1, *self._index.shape)
+        return taken.index_select(1, self.where.place)
+
+    def within(self) -> Tensor:
+        """The coefficients, 0 where a window lies outside of the value."""
+        if not isinstance(self.where, Windows):
+            return self.A
+        inside = (self._index < math.prod(self.shape)).to(self.A.dtype)
+        return self.A * inside.index_select(0, self.where.place)
 
     def dot(self, x: Tensor) -> Tensor:
         """The rows applied to x (N or 1, *shape): (N, R)."""
-        return dot(self.A, self.take(x[:, None]))
+        return dot(self.A, self.take(x))
 
     def lines(self, lines: Lines) -> Lines:
         """The lines of the elements that the rows have coefficients for."""
         return Lines(
-            self.take(lines.below_slope),
-            None if lines.below is None else self.take(lines.below),
-            self.take(lines.above_slope),
-            self.take(lines.above),
+            self.take(lines.below_slope[:, 0]),
+            None if lines.below is None else self.take(lines.below[:, 0]),
+            self.take(lines.above_slope[:, 0]),
+            self.take(lines.above[:, 0]),
         )
 
     def dense(self) -> Tensor:
         """The rows with their zeros, (N, R, *shape)."""
         lead, size = self.A.shape[:2], math.prod(self.shape)
-        flat = self.A.new_zeros(*lead, size + 1)
-        flat = flat.scatter(2, self.index.expand(*lead, -1), self.A)
+        index = self._index
+        if isinstance(self.where, Windows):
+            index = index.index_select(0, self.where.place)
+        flat = self.A.new_zeros(*lead, size + 1).scatter(2, index.expand(*lead, -1), self.A)
         return flat[:, :, :size].reshape(*lead, *self.shape)
+
+    def rows(self, index: Tensor) -> Sparse:
+        """Some of the rows."""
+        where = self.where
+        if isinstance(where, Windows):
+            where = replace(where, place=where.place.index_select(0, index))
+        return Sparse(self.A.index_select(1, index), self.shape, where)
 
     def signed(self) -> Sparse:
         """The rows, and behind them their negatives."""
-        window = self.window
-        if window is not None:
-            window = replace(window, origin=window.origin.repeat(2, 1))
-        return replace(self, A=torch.cat([self.A, -self.A], 1), window=window)
+        where = self.where
+        if isinstance(where, Windows):
+            where = replace(where, place=where.place.repeat(2))
+        return Sparse(torch.cat([self.A, -self.A], 1), self.shape, where)
 
 
 def dot(A: Tensor, x: Tensor) -> Tensor:

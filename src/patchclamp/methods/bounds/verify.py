@@ -36,7 +36,7 @@ from patchclamp.methods.bounds.certificate.replay import Replay
 from patchclamp.methods.bounds.counterexample import Counterexample, Standing
 from patchclamp.methods.bounds.counterexample import Replay as Rerun
 from patchclamp.methods.bounds.property import Property
-from patchclamp.methods.bounds.search.attack import Attack, margins
+from patchclamp.methods.bounds.search.attack import Attack
 from patchclamp.methods.bounds.search.goal import Goal, goals
 from patchclamp.methods.bounds.search.input_split import InputSplit
 from patchclamp.methods.bounds.search.limits import Limits, OutOfMemoryError, OutOfTimeError
@@ -191,6 +191,9 @@ class _Work:
     def decided(self) -> Verdict:
         engine, example = _captured(self.path, self.property)
         self.limits.check()
+        for case in self.property.cases:
+            if not len(case.rows):  # nothing is asked of the output: every input is unsafe
+                self._confirm(torch.as_tensor((case.lower + case.upper) / 2))
         searched = goals(self.property.cases)
         fast = lowered(engine, example, torch.float32)
         for goal in searched:
@@ -302,12 +305,15 @@ class _Work:
         return open_cases
 
     def _corners(self, network: Lowered, goal: Goal) -> Callable[[Tensor], None]:
+        lower, upper = (
+            torch.as_tensor(side).to(network.dtype)[None] for side in (goal.lower, goal.upper)
+        )
+        attack = Attack(num_steps=8, first_step=0.05)
+
         def tried(points: Tensor) -> None:
-            flat = points.flatten(1)
-            with torch.no_grad():
-                best = margins(network, goal, flat)
-            if bool((best <= 0).any()):
-                self._confirm(flat[best.argmin()])
+            hit = attack.improve(network, goal, points.flatten(1), lower, upper, self.limits)
+            if hit is not None:
+                self._confirm(hit)
 
         return tried
 

@@ -11,6 +11,7 @@ from patchclamp.rules.value import Value
 
 
 def add(b: Builder, x: Operand, y: Operand, *, alpha: float = 1) -> Value:
+    """Sum of two values, exact; of a value and a constant, a shift."""
     if isinstance(x, Value) and isinstance(y, Value):
         return summed(b, x, y, alpha)
     if isinstance(x, Value):
@@ -21,18 +22,22 @@ def add(b: Builder, x: Operand, y: Operand, *, alpha: float = 1) -> Value:
 
 
 def sub(b: Builder, x: Operand, y: Operand, *, alpha: float = 1) -> Value:
+    """Difference, as a sum."""
     return add(b, x, y, alpha=-alpha)
 
 
 def rsub(b: Builder, x: Operand, y: Operand, alpha: float = 1) -> Value:
+    """The second minus the first."""
     return add(b, y, x, alpha=-alpha)
 
 
 def neg(b: Builder, x: Value) -> Value:
+    """A factor of -1."""
     return scaled(b, x, -1.0, None)
 
 
 def mul(b: Builder, x: Operand, y: Operand) -> Value:
+    """By a constant, a factor; of two values, planes; of a value with itself, a square."""
     if isinstance(x, Value) and isinstance(y, Value):
         if x is y:
             return b.add(convex.Square(x.shape), x)
@@ -46,6 +51,7 @@ def mul(b: Builder, x: Operand, y: Operand) -> Value:
 
 
 def div(b: Builder, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Value:
+    """By a constant, a factor; by a value of one sign, a product with its reciprocal."""
     if rounding_mode is not None:
         raise b.refuse("division that rounds")
     if isinstance(y, Value):
@@ -56,18 +62,24 @@ def div(b: Builder, x: Operand, y: Operand, *, rounding_mode: str | None = None)
 
 
 def power(b: Builder, x: Operand, exponent: Operand) -> Value:
+    """Whole powers, roots and inverse roots."""
     if not isinstance(x, Value) or isinstance(exponent, (Value, Tensor)):
         raise b.refuse("a power with a perturbed exponent")
     if exponent == 0.5:
         return b.add(convex.Sqrt(x.shape), x)
     if exponent == -0.5:
         return b.add(convex.Rsqrt(x.shape), x)
-    if float(exponent).is_integer() and exponent not in (0, 1):
+    if exponent == 1:
+        return x
+    if exponent == 1.5:
+        return mul(b, x, b.add(convex.Sqrt(x.shape), x))
+    if float(exponent).is_integer() and exponent != 0:
         return b.add(convex.power(x.shape, int(exponent)), x)
     raise b.refuse(f"the power {exponent}")
 
 
 def chosen(b: Builder, condition: Operand, x: Operand, y: Operand) -> Value:
+    """By a constant condition: each side times 1 or 0."""
     if not isinstance(condition, Tensor):
         raise b.refuse("a choice by a perturbed condition")
     shape = tuple(torch.broadcast_shapes(condition.shape, shape_of(x), shape_of(y)))
@@ -84,12 +96,14 @@ def chosen(b: Builder, condition: Operand, x: Operand, y: Operand) -> Value:
 
 
 def masked_fill(b: Builder, x: Value, mask: Operand, fill: Operand) -> Value:
+    """A choice by a constant mask."""
     if isinstance(mask, Value) or isinstance(fill, Value):
         raise b.refuse("a perturbed mask")
     return chosen(b, torch.as_tensor(mask), fill, x)
 
 
 def dropout(b: Builder, x: Value, rate: float, train: bool) -> Value:
+    """The identity, in evaluation mode."""
     if train:
         raise b.refuse("dropout in training mode")
     return x

@@ -56,6 +56,12 @@ def _mask(b: Builder, mask: Tensor) -> Tensor:
 def _pattern(
     b: Builder, scores: Value, factor: float, mask: Operand | None, is_causal: bool
 ) -> Value:
+    return b.add(Softmax(scores.shape), _masked(b, scores, factor, mask, is_causal))
+
+
+def _masked(
+    b: Builder, scores: Value, factor: float, mask: Operand | None, is_causal: bool
+) -> Value:
     shift = torch.zeros(scores.shape, dtype=b.dtype)
     if is_causal:
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -66,7 +72,7 @@ def _pattern(
             if mask.dtype == torch.bool
             else shift + b.constant(mask).clamp(min=_HIDDEN)
         )
-    return b.add(Softmax(scores.shape), scaled(b, scores, factor, shift))
+    return scaled(b, scores, factor, shift)
 
 
 _HIDDEN = -1e9
@@ -80,5 +86,29 @@ def _repeated(b: Builder, x: Operand, num: int) -> Operand:
 
 
 def softmax(b: Builder, x: Value, axis: int, *rest: object, **kwargs: object) -> Value:
-    """Over one axis; (half_to_float) or (dtype) may follow."""
+    """Softmax over one axis, as one rule."""
     return b.add(Softmax(x.shape, axis=axis), x)
+
+
+def scores(
+    b: Builder,
+    query: Operand,
+    key: Operand,
+    mask: Operand | None,
+    is_causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Value:
+    """The scores of an attention that is written out, masked ones very low."""
+    if grouped:
+        key = _repeated(b, key, shape_of(query)[-3] // shape_of(key)[-3])
+    turned = transposed(b, key) if isinstance(key, Value) else torch.as_tensor(key).mT
+    factor = scale if scale is not None else 1 / math.sqrt(shape_of(query)[-1])
+    return _masked(b, matmul(b, query, turned), factor, mask, is_causal)
+
+
+def weighted(b: Builder, pattern: Operand, value: Operand, grouped: bool) -> Value:
+    """The values of an attention that is written out, weighted by its pattern."""
+    if grouped:
+        value = _repeated(b, value, shape_of(pattern)[-3] // shape_of(value)[-3])
+    return matmul(b, pattern, value)

@@ -95,4 +95,5 @@ def unary(rule: Callable[[Shape], Rule]) -> Build:
     def build(b: Builder, x: Value) -> Value:
         return b.add(rule(x.shape), x)
 
+    build.__doc__ = f"{getattr(rule, '__name__', '')}: {rule.__doc__}"
     return build

@@ -13,11 +13,12 @@ from patchclamp.rules.conv import Conv, TransposedConv
 from patchclamp.rules.layout import Reshape, joined, moved
 from patchclamp.rules.linear import LeftProduct, Linear, RightProduct
 from patchclamp.rules.operators.arithmetic import add
-from patchclamp.rules.operators.builder import Builder, Operand, expanded, shape_of
+from patchclamp.rules.operators.builder import Builder, Operand, expanded, scaled, shape_of
 from patchclamp.rules.value import Value
 
 
 def matmul(b: Builder, x: Operand, y: Operand) -> Value:
+    """By a constant, exact; of two values, planes for every product."""
     if isinstance(x, Value) and isinstance(y, Tensor):
         y = b.constant(y)
         if y.ndim == 1:
@@ -38,10 +39,32 @@ def matmul(b: Builder, x: Operand, y: Operand) -> Value:
         x = expanded(b, x, (*lead, *x.shape[-2:]))
         y = expanded(b, y, (*lead, *y.shape[-2:]))
         return b.add(products.MatMul((x.shape, y.shape)), x, y)
-    raise b.refuse(f"a product of shapes {shape_of(x)} and {shape_of(y)}")
+    return _with_vector(b, x, y)
+
+
+def _with_vector(b: Builder, x: Operand, y: Operand) -> Value:
+    """Where one argument has a single axis: as a matrix of one row or one column."""
+    if min(len(shape_of(x)), len(shape_of(y))) != 1:
+        raise b.refuse(f"a product of shapes {shape_of(x)} and {shape_of(y)}")
+    row, column = len(shape_of(x)) == 1, len(shape_of(y)) == 1
+    product = matmul(b, _unsqueezed(b, x, 0) if row else x, _unsqueezed(b, y, 1) if column else y)
+    shape = product.shape[:-1] if column else product.shape
+    shape = (
+        (*shape[:-1], *shape[-1:])
+        if not row
+        else (*product.shape[:-2], *shape[len(product.shape) - 1 :])
+    )
+    return b.add(Reshape(product.shape, shape), product)
+
+
+def _unsqueezed(b: Builder, x: Operand, axis: int) -> Operand:
+    if isinstance(x, Value):
+        return b.add(moved(x.shape, lambda t: t.unsqueeze(axis)), x)
+    return b.constant(x).unsqueeze(axis)
 
 
 def linear(b: Builder, x: Operand, weight: Operand, bias: Operand | None = None) -> Value:
+    """Exact where the weight is constant; else as a product of matrices."""
     if isinstance(x, Value) and isinstance(weight, Tensor) and not isinstance(bias, Value):
         offset = None if bias is None else b.constant(bias)
         return b.add(Linear(b.constant(weight), offset, x.shape[:-1]), x)
@@ -58,9 +81,55 @@ def transposed(b: Builder, x: Value) -> Value:
 def addmm(
     b: Builder, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1
 ) -> Value:
-    if alpha != 1 or beta != 1:
-        raise b.refuse("addmm with factors")
-    return add(b, matmul(b, x, y), bias)
+    """A product of matrices and a sum."""
+    product = matmul(b, x, y)
+    if beta != 1:
+        bias = scaled(b, bias, beta, None) if isinstance(bias, Value) else b.constant(bias) * beta
+    return add(b, product if alpha == 1 else scaled(b, product, alpha, None), bias)
+
+
+def einsum(b: Builder, equation: str, operands: Sequence[Operand], **kwargs: object) -> Value:
+    """Of one value, or a product of two: a matrix product between moves of axes."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    letters = left.split(",")
+    plain = "->" in equation and "." not in equation and len(letters) == len(operands) == 2
+    if not plain or any(len(set(part)) < len(part) for part in (*letters, right)):
+        raise b.refuse(f"the einsum '{equation}'")
+    x, y = letters
+    both = [c for c in x if c in y]
+    alone = [c for c in x + y if c not in both and c not in right]
+    if alone:
+        raise b.refuse(f"the einsum '{equation}', which sums one argument over '{alone[0]}'")
+    batch, inner = [c for c in both if c in right], [c for c in both if c not in right]
+    rows, columns = [c for c in x if c not in both], [c for c in y if c not in both]
+    sizes = {**dict(zip(y, shape_of(operands[1]), strict=True))}
+    sizes.update(zip(x, shape_of(operands[0]), strict=True))
+    product = matmul(
+        b,
+        _grouped(b, operands[0], x, (batch, rows, inner), sizes),
+        _grouped(b, operands[1], y, (batch, inner, columns), sizes),
+    )
+    made = [*batch, *rows, *columns]
+    order = [made.index(c) for c in right]
+    return b.add(
+        moved(
+            product.shape, lambda t: t.reshape([sizes[c] for c in made]).permute(order).contiguous()
+        ),
+        product,
+    )
+
+
+def _grouped(
+    b: Builder, x: Operand, letters: str, groups: Sequence[list[str]], sizes: dict[str, int]
+) -> Operand:
+    """With each group of axes as one."""
+    order = [letters.index(c) for group in groups for c in group]
+    shape = [math.prod(sizes[c] for c in group) for group in groups]
+
+    def move(t: Tensor) -> Tensor:
+        return t.permute(order).reshape(shape)
+
+    return b.add(moved(x.shape, move), x) if isinstance(x, Value) else move(b.constant(x))
 
 
 def conv(
@@ -73,6 +142,7 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> Value:
+    """Exact where the kernel is constant; a perturbed kernel meets constant patches (2-D, one group)."""
     if not isinstance(x, Value) or isinstance(weight, Value) or isinstance(bias, Value):
         return _perturbed_kernel(b, x, weight, bias, stride, padding, dilation, groups)
     kernel = b.constant(weight)
@@ -119,6 +189,7 @@ def padded(b: Builder, x: Value, sides: Sequence[int], fill: float = 0.0) -> Val
 def padded_by(
     b: Builder, x: Value, sides: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Value:
+    """Constant padding, or elements again (reflect, replicate, circular)."""
     if mode == "constant":
         return padded(b, x, sides, value or 0.0)
     return b.add(
@@ -127,6 +198,7 @@ def padded_by(
 
 
 def constant_pad(b: Builder, x: Value, sides: Sequence[int], value: float = 0) -> Value:
+    """A constant around a value."""
     return padded(b, x, sides, value)
 
 
@@ -192,6 +264,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Sequence[int] = (1,),
 ) -> Value:
+    """Exact; with a constant kernel."""
     if isinstance(weight, Value) or isinstance(bias, Value) or not isinstance(x, Value):
         raise b.refuse("a transposed convolution with a perturbed kernel")
     kernel = b.constant(weight)

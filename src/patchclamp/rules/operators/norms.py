@@ -40,10 +40,11 @@ def batch_norm(
     if weight is not None:
         per_channel = per_channel * weight.double()
     shift = -b.constant(mean).double() * per_channel
-    if bias is not None:
-        shift = shift + bias.double()
     ones = (1,) * (len(x.shape) - 2)
-    return scaled(b, x, per_channel.reshape(1, -1, *ones), shift.reshape(1, -1, *ones))
+    made = scaled(b, x, per_channel.reshape(1, -1, *ones), shift.reshape(1, -1, *ones))
+    # by itself: the sum with the shift could be small where both are large, and what rounding
+    # did to the shift would then be more than is allowed for
+    return made if bias is None else scaled(b, made, None, bias.reshape(1, -1, *ones))
 
 
 def _flattened(b: Builder, x: Value, num: int) -> Value:
@@ -67,7 +68,7 @@ def normalised(b: Builder, x: Value, num: int, eps: float, *, centred: bool) -> 
     square = b.add(convex.Square(flat.shape), flat)
     mean = b.add(Linear(ones[:1], None, lead), square)
     raised = scaled(b, mean, None, eps)
-    raised.known = _at_least(raised, eps)
+    raised.known = _at_least(raised, eps, b.dtype)
     inverse = b.add(convex.Rsqrt(raised.shape), raised)
     limit = math.sqrt(n - 1 if centred else n) * (1 + 1e-6)
     bound = torch.full((1, *flat.shape), limit, dtype=b.dtype)
@@ -80,8 +81,9 @@ def normalised(b: Builder, x: Value, num: int, eps: float, *, centred: bool) -> 
     return b.add(Reshape(made.shape, shape), made)
 
 
-def _at_least(x: Value, least: float) -> Interval:
-    low = torch.full((1, *x.shape), least)
+def _at_least(x: Value, least: float, dtype: torch.dtype) -> Interval:
+    # in the precision of the bounds: a rounded-up limit would not hold
+    low = torch.full((1, *x.shape), least, dtype=dtype)
     return Interval(low, torch.full_like(low, math.inf))
 
 
@@ -94,6 +96,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn: bool = True,
 ) -> Value:
+    """Mean, square, inverse root and product, each with its own rule; |x| <= sqrt(n - 1) is known."""
     if not isinstance(x, Value):
         raise b.refuse("layer norm of a constant with perturbed parameters")
     made = normalised(b, x, len(axes), eps, centred=True)
@@ -109,6 +112,59 @@ def rms_norm(
     weight: Operand | None = None,
     eps: float | None = None,
 ) -> Value:
+    """As layer norm, without the mean."""
     small = torch.finfo(torch.float32).eps if eps is None else eps
     made = normalised(b, x, len(axes), small, centred=False)
     return made if weight is None else mul(b, made, weight)
+
+
+def group_norm(
+    b: Builder,
+    x: Operand,
+    num_groups: int,
+    weight: Operand | None = None,
+    bias: Operand | None = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
+) -> Value:
+    """As layer norm, over groups of channels."""
+    if not isinstance(x, Value):
+        raise b.refuse("group norm of a constant with perturbed parameters")
+    flat = b.add(Reshape(x.shape, (x.shape[0], num_groups, _share(x, num_groups))), x)
+    made = normalised(b, flat, 1, eps, centred=True)
+    made = b.add(Reshape(made.shape, x.shape), made)
+    return _by_channel(b, made, weight, bias)
+
+
+def instance_norm(
+    b: Builder,
+    x: Operand,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
+) -> Value:
+    """As layer norm, over the positions of each channel."""
+    if not use_input or not isinstance(x, Value):
+        raise b.refuse("instance norm with running statistics")
+    return group_norm(b, x, x.shape[1], weight, bias, eps)
+
+
+def _share(x: Value, num_groups: int) -> int:
+    return math.prod(x.shape[1:]) // num_groups
+
+
+def _by_channel(b: Builder, x: Value, weight: Operand | None, bias: Operand | None) -> Value:
+    ones = (1,) * (len(x.shape) - 2)
+
+    def along(c: Operand) -> Operand:
+        if isinstance(c, Value):
+            return b.add(Reshape(c.shape, (1, x.shape[1], *ones)), c)
+        return b.constant(c).reshape(1, -1, *ones)
+
+    made = x if weight is None else mul(b, x, along(weight))
+    return made if bias is None else add(b, made, along(bias))

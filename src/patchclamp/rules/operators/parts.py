@@ -1,4 +1,4 @@
-"""Part of a value replaced: what edits, partly perturbed sites and scattered writes have in common."""
+"""Part of a value replaced: by edits, by something perturbed, by a scattered write."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def replaced(b: Builder, x: Operand, index: Tensor, new: Operand) -> Operand:
         return new if new.shape == shape else b.add(Reshape(new.shape, shape), new)
     if not isinstance(new, Value) and len(others) == 0:
         return write([b.constant(new).expand(index.shape), torch.empty(0, dtype=b.dtype)])
-    parts = [
-        new if isinstance(new, Value) else b.constant(new).expand(index.shape),
-        taken(b, x, others),
-    ]
+    kept = taken(b, x, others)
+    parts = [p if isinstance(p, Value) else b.constant(p) for p in (new, kept)]
+    if not isinstance(new, Value):
+        parts[0] = b.constant(new).expand(index.shape)
     rule = joined([p.shape if isinstance(p, Value) else p for p in parts], write, b.dtype)
     return b.add(rule, *(p for p in parts if isinstance(p, Value)))
 

@@ -20,6 +20,7 @@ def averaging(function: Callable[..., Tensor], terms: Callable[[Shape, Shape], i
     """The builder of a linear operator with weights that are not negative."""
 
     def build(b: Builder, x: Value, *args: object, **kwargs: object) -> Value:
+        """A sum with constant weights, exact."""
         kwargs.pop("dtype", None)
 
         def run(t: Tensor) -> Tensor:
@@ -57,6 +58,8 @@ def average_pooled(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Value:
+    """A sum with constant weights, exact."""
+
     def pool(t: Tensor) -> Tensor:
         flat = t.reshape(-1, *x.shape[-3:])
         y = torch.nn.functional.avg_pool2d(
@@ -85,6 +88,7 @@ def max_pooled(num_axes: int) -> Build:
         dilation: Sequence[int] = (1,),
         ceil_mode: bool = False,
     ) -> Value:
+        """The maximum of each window."""
         size = per_axis(kernel, num_axes)
         steps = per_axis(stride, num_axes) if stride else size
         rule = MaxPool(
@@ -111,3 +115,9 @@ def largest(b: Builder, x: Value, axes: Sequence[int] = (), keepdim: bool = Fals
 def largest_with_index(b: Builder, x: Value, axis: int, keepdim: bool = False) -> list[Value]:
     """max over one axis; where it lies has no bounds, and nobody may read it."""
     return [b.add(AmaxAxis(x.shape, axis=axis, keep=keepdim), x)]
+
+
+def max_pooled_with_index(b: Builder, x: Value, *args: object, **kwargs: object) -> list[Value]:
+    """The maximum of each window; where it lies has no bounds, and nobody may read it."""
+    made = max_pooled(2)(b, x, *args, **kwargs)
+    return [made] if isinstance(made, Value) else made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from patchclamp.engine.attention import attention_scores, attention_values
 from patchclamp.rules.operators.arithmetic import (
     add,
     chosen,
@@ -20,13 +21,26 @@ from patchclamp.rules.operators.arithmetic import (
     rsub,
     sub,
 )
-from patchclamp.rules.operators.attention import attention, softmax
+from patchclamp.rules.operators.attention import attention, scores, softmax, weighted
 from patchclamp.rules.operators.builder import Build
+from patchclamp.rules.operators.composed import (
+    addcmul,
+    deviation,
+    lerp,
+    log_softmax,
+    logsumexp,
+    smallest,
+    smallest_with_index,
+    triangle,
+    variance,
+    vector_norm,
+)
 from patchclamp.rules.operators.matrices import (
     addmm,
     constant_pad,
     conv,
     conv_transpose,
+    einsum,
     linear,
     matmul,
     padded_by,
@@ -34,14 +48,24 @@ from patchclamp.rules.operators.matrices import (
 from patchclamp.rules.operators.moving import (
     cast,
     concatenated,
+    copied,
+    embedding,
     indexed,
     moving,
     same,
+    scattered,
+    shaped,
     splitting,
     stacked,
 )
 from patchclamp.rules.operators.nonlinear import ELEMENTWISE
-from patchclamp.rules.operators.norms import batch_norm, layer_norm, rms_norm
+from patchclamp.rules.operators.norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from patchclamp.rules.operators.pooling import (
     average_pooled,
     averaging,
@@ -49,8 +73,10 @@ from patchclamp.rules.operators.pooling import (
     largest,
     largest_with_index,
     max_pooled,
+    max_pooled_with_index,
     share,
 )
+from patchclamp.rules.operators.recurrent import RECURRENT
 
 aten = torch.ops.aten
 
@@ -84,6 +110,43 @@ _MOVING = (
     aten.gather.default,
     aten.diagonal.default,
     aten.tile.default,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.view_as.default,
+    aten.reshape_as.default,
+    aten.ravel.default,
+    aten.rot90.default,
+    aten.unfold.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.adjoint.default,
+    aten.mH.default,
+)
+
+_MOVING_REAL = (
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+)
+
+_SHAPED = (
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.zero.default,
+    aten.fill.Scalar,
+)
+
+_SCATTERED = (
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.diagonal_scatter.default,
 )
 
 _SPLITTING = (
@@ -101,12 +164,19 @@ _SAME = (
     aten.alias.default,
     aten.detach.default,
     aten.lift_fresh_copy.default,
+    aten.detach_.default,
+    aten.type_as.default,
     aten.to.device,
 )
 
 TABLE: dict[object, Build] = {
     **{target: moving(target) for target in _MOVING},
+    **{target: moving(target, real=True) for target in _MOVING_REAL},
     **{target: splitting(target) for target in _SPLITTING},
+    **{target: shaped(target) for target in _SHAPED},
+    **{target: scattered(target) for target in _SCATTERED},
+    aten.copy.default: copied,
+    aten.embedding.default: embedding,
     **dict.fromkeys(_SAME, same),
     aten.to.dtype: cast,
     aten.to.dtype_layout: cast,
@@ -130,7 +200,15 @@ TABLE: dict[object, Build] = {
     aten.matmul.default: matmul,
     aten.mm.default: matmul,
     aten.bmm.default: matmul,
+    aten.mv.default: matmul,
+    aten.dot.default: matmul,
     aten.addmm.default: addmm,
+    aten.baddbmm.default: addmm,
+    aten.einsum.default: einsum,
+    aten.addcmul.default: addcmul,
+    aten.lerp.Scalar: lerp,
+    aten.tril.default: triangle("tril"),
+    aten.triu.default: triangle("triu"),
     aten.conv1d.default: conv,
     aten.conv2d.default: conv,
     aten.conv2d.padding: conv,
@@ -142,6 +220,8 @@ TABLE: dict[object, Build] = {
     aten._native_batch_norm_legit_no_training.default: batch_norm,
     aten.layer_norm.default: layer_norm,
     aten.rms_norm.default: rms_norm,
+    aten.group_norm.default: group_norm,
+    aten.instance_norm.default: instance_norm,
     aten.cat.default: concatenated,
     aten.concat.default: concatenated,
     aten.stack.default: stacked,
@@ -152,7 +232,15 @@ TABLE: dict[object, Build] = {
     aten.sum.dim_IntList: averaging(aten.sum.dim_IntList, share),
     aten.sum.default: averaging(aten.sum.default, everything),
     aten.cumsum.default: averaging(aten.cumsum.default, everything),
+    aten.avg_pool1d.default: averaging(aten.avg_pool1d.default, everything),
     aten.avg_pool2d.default: average_pooled,
+    aten.avg_pool3d.default: averaging(aten.avg_pool3d.default, everything),
+    aten.upsample_bilinear2d.vec: averaging(aten.upsample_bilinear2d.vec, everything),
+    aten.var.dim: variance,
+    aten.var.correction: variance,
+    aten.std.dim: deviation,
+    aten.std.correction: deviation,
+    aten.linalg_vector_norm.default: vector_norm,
     aten.adaptive_avg_pool2d.default: averaging(aten.adaptive_avg_pool2d.default, everything),
     aten.adaptive_avg_pool1d.default: averaging(aten.adaptive_avg_pool1d.default, everything),
     aten.index.Tensor: indexed,
@@ -164,10 +252,20 @@ TABLE: dict[object, Build] = {
     aten.max_pool1d.default: max_pooled(1),
     aten.max_pool2d.default: max_pooled(2),
     aten.max_pool3d.default: max_pooled(3),
+    aten.max_pool2d_with_indices.default: max_pooled_with_index,
     aten.amax.default: largest,
     aten.max.dim: largest_with_index,
+    aten.amin.default: smallest,
+    aten.min.dim: smallest_with_index,
+    aten.logsumexp.default: logsumexp,
+    aten.log_softmax.int: log_softmax,
+    aten._log_softmax.default: log_softmax,
     aten.softmax.int: softmax,
     aten._softmax.default: softmax,
     aten.scaled_dot_product_attention.default: attention,
+    torch.softmax: softmax,
+    attention_scores: scores,
+    attention_values: weighted,
+    **RECURRENT,
     **ELEMENTWISE,
 }

@@ -39,7 +39,7 @@ class Fault(StrEnum):
     NONE = "none"
     """Nothing, for comparison."""
     LOW_LINE = "low-line"
-    """The line above an open ReLU starts at half its height."""
+    """The line above an open ReLU has no intercept."""
     SMALL_BOX = "small-box"
     """The box is a tenth narrower."""
     HIGH_BOUND = "high-bound"
@@ -48,7 +48,7 @@ class Fault(StrEnum):
     """The box is divided once, and the half above is never looked at."""
 
 
-HEIGHT, WIDTH, GIFT = 0.5, 0.9, 0.05
+WIDTH, GIFT = 0.9, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,9 @@ class _LowReLU(ReLU):
 
     def relax(self, boxes: tuple[Interval, ...], slopes: Tensor | None = None) -> Lines:
         lines = super().relax(boxes, slopes)
-        return Lines(lines.below_slope, lines.below, lines.above_slope, HEIGHT * lines.above)
+        return Lines(
+            lines.below_slope, lines.below, lines.above_slope, torch.zeros_like(lines.above)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class Rows:
         self.pending: dict[int, Numbers] = {}
 
     def add(self, step: int, coefficients: Numbers) -> None:
-        """More coefficients on a step; a sum is rounded once."""
+        """More coefficients on a step; a sum is rounded once. The array becomes the rows' own."""
         if step in self.pending:
             coefficients = self.pending[step] + coefficients
             noise = 2.0**-52 * SLACK * self.bounds.magnitude[step] + TINY
@@ -177,14 +177,14 @@ class Rows:
 
     def _over_affine(self, i: int, step: Affine, a: Numbers) -> None:
         self.constant = down(self.constant + a @ step.bias)
-        self.lose(np.abs(a), self.bounds.noise[i])
-        for term in step.terms:
-            self.add(term.source, term.before(a))
+        carried = [term.before(a) for term in step.terms]
+        self.lose(np.abs(a, out=a), self.bounds.noise[i])
+        for term, coefficients in zip(step.terms, carried, strict=True):
+            self.add(term.source, coefficients)
 
     def _over_elementwise(self, i: int, step: Elementwise, a: Numbers) -> None:
         found, noise = self.bounds.lines[i], self.bounds.noise[i]
-        positive = np.maximum(a, 0.0)
-        negative = a - positive
+        positive, negative = np.maximum(a, 0.0), np.minimum(a, 0.0, out=a)
         below = found.lower_slope[:, None, :]
         if i in self.slopes and step.function in RECTIFIERS:
             lower, upper = self.bounds.lower[step.source], self.bounds.upper[step.source]
@@ -273,10 +273,11 @@ def decides(step: Elementwise, lower: Numbers, upper: Numbers) -> NDArray[np.boo
     return np.asarray(upper > lower)
 
 
-def line_step(bounds: Bounds, number: int, step: Elementwise) -> None:
-    """An elementwise step, from the interval of its argument."""
+def elementwise_interval(
+    bounds: Bounds, number: int, step: Elementwise
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Lower and upper bounds of an elementwise step and its noise, (B, n); keeps its lines."""
     lower, upper = bounds.lower[step.source], bounds.upper[step.source]
     bounds.lines[number] = lines(step, lower, upper)
-    bounds.append(
-        *interval(step, lower, upper), elementwise_noise(bounds, step, bounds.lines[number])
-    )
+    noise = elementwise_noise(bounds, step, bounds.lines[number])
+    return *interval(step, lower, upper), noise

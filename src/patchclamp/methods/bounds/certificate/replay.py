@@ -22,12 +22,18 @@ from patchclamp.methods.bounds.certificate.linear_bounds import (
     Rows,
     affine_interval,
     decides,
-    line_step,
+    elementwise_interval,
     refined,
 )
 from patchclamp.methods.bounds.certificate.network import Affine, Elementwise, Network
 from patchclamp.methods.bounds.certificate.reading import read_network
-from patchclamp.methods.bounds.certificate.rounding import SLACK, Numbers, down, gamma
+from patchclamp.methods.bounds.certificate.rounding import (
+    SLACK,
+    Numbers,
+    down,
+    gamma,
+    require_exact_arithmetic,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,10 +55,13 @@ class Replay:
     """A network, ready to bound leaves.
 
     Cost of a leaf: about one backward pass for each elementwise operator with open elements.
+    Raises: SourceError and EngineError if the network cannot be read; EngineError if
+    arithmetic is not rounded as the bounds assume.
     """
 
     def __init__(self, network: Network | bytes | str | Path) -> None:
         self.network = network if isinstance(network, Network) else read_network(network)
+        require_exact_arithmetic()
         self._arguments: dict[int, list[int]] = {}
         for i in self.network.operators:
             step = self.network.steps[i]
@@ -73,7 +82,7 @@ class Replay:
             every = np.broadcast_to(rows, (len(lower), *rows.shape[-2:]))
             constant = np.broadcast_to(offsets, every.shape[:2])
             carried = Rows(bounds, constant)
-            carried.add(len(self.network.steps) - 1, every)
+            carried.add(len(self.network.steps) - 1, every.copy())
             return np.where(bounds.empty[:, None], -np.inf, carried.lowest())
 
     def leaf_margins(
@@ -183,11 +192,10 @@ class Replay:
         if base is not None:
             bounds.unbounded |= base.unbounded[0] | base.empty[0]
         for i, step in enumerate(self.network.steps):
-            if isinstance(step, Elementwise):
-                line_step(bounds, i, step)
-                continue
             noise = np.zeros_like(lower)
-            if isinstance(step, Affine):
+            if isinstance(step, Elementwise):
+                lower, upper, noise = elementwise_interval(bounds, i, step)
+            elif isinstance(step, Affine):
                 lower, upper, noise = affine_interval(bounds, step)
                 if base is None and i in self._arguments and not self._boxlike[i]:
                     hints = self._hints(i, layer_slopes or {})

@@ -21,6 +21,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from patchclamp.core.errors import EngineError
+
 Numbers = NDArray[np.float64]
 
 LARGEST = 1e100
@@ -34,6 +36,21 @@ LIBRARY = 2.0**-46
 
 SLACK = 1.0 + 2.0**-20
 """Pays for the rounding of an error bound itself, which is a sum of fewer than 2^30 terms."""
+
+
+def require_exact_arithmetic() -> None:
+    """Raises EngineError where numbers are flushed to 0 or not rounded to nearest.
+
+    Other libraries in the same process can switch the processor to such modes.
+    """
+    small, one = np.array([2.0**-1074, 2.0**-1022]), np.ones(1)
+    kept = small * np.array([1.0, 0.5]) > 0
+    to_nearest = (one + 2.0**-53 == one) & (one + 0.75 * 2.0**-52 > one) & (-one - 2.0**-53 == -one)
+    if not (kept.all() and to_nearest.all()):
+        raise EngineError(
+            "float64 arithmetic is not IEEE 754 with gradual underflow in this process",
+            hint="do not switch on the flushing of denormal numbers",
+        )
 
 
 def gamma(length: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from patchclamp.core.errors import EngineError
 from patchclamp.methods.bounds.certificate.network import Matrix, csr
@@ -107,12 +106,8 @@ def _per_axis(node: Node, name: str, num_axes: int, default: int) -> list[int]:
     return found
 
 
-def _windows(node: Node, index: Index, kernel: Sequence[int]) -> tuple[Index, NDArray[np.bool_]]:
-    """Index (N, C, *space) -> windows (N, C, *output, *kernel), and which are inside the padding.
-
-    The second tells the elements of the input and of the explicit padding (which an average
-    may count) from those that only fill up the last window.
-    """
+def _windows(node: Node, index: Index, kernel: Sequence[int]) -> Index:
+    """Index (N, C, *space) -> windows (N, C, *output, *kernel), OUTSIDE in the padding."""
     num = len(kernel)
     strides, dilations = (_per_axis(node, name, num, 1) for name in ("strides", "dilations"))
     auto = node.get("auto_pad", "NOTSET")
@@ -133,11 +128,8 @@ def _windows(node: Node, index: Index, kernel: Sequence[int]) -> tuple[Index, ND
         raise node.error("pads in an unknown way", got=auto)
     if len(pads) != 2 * num or min(pads) < 0:
         raise node.error("has pads that are negative or do not fit its axes", got=str(pads))
-    padded = index
-    counted = np.ones(index.shape, bool)
     widths = [(0, 0), (0, 0)] + [(pads[i], pads[i + num]) for i in range(num)]
-    padded = np.pad(padded, widths, constant_values=OUTSIDE)
-    counted = np.pad(counted, widths, constant_values=True)
+    padded = np.pad(index, widths, constant_values=OUTSIDE)
     if node.get("ceil_mode", 0):
         extra = [
             -(size - extent) % stride
@@ -151,7 +143,7 @@ def _windows(node: Node, index: Index, kernel: Sequence[int]) -> tuple[Index, ND
     view = np.lib.stride_tricks.sliding_window_view
     if any(size < extent for size, extent in zip(padded.shape[2:], extents, strict=True)):
         raise node.error("has a window larger than its input")
-    return view(padded, extents, axis=axes)[cut], view(counted, extents, axis=axes)[cut]
+    return view(padded, extents, axis=axes)[cut]
 
 
 def _conv(steps: Steps, node: Node) -> Value:
@@ -162,7 +154,7 @@ def _conv(steps: Steps, node: Node) -> Value:
     num_out, per_group = weights.shape[:2]
     if view.shape[1] != per_group * groups or num_out % groups:
         raise node.error("has channels that do not fit its groups")
-    found, _ = _windows(node, view.index, kernel)
+    found = _windows(node, view.index, kernel)
     num, space = len(kernel), found.shape[2 : 2 + len(kernel)]
     # (N, groups, C / groups, *out, *kernel) -> (N, groups, 1, *out, C / groups * kernel)
     grouped = found.reshape(found.shape[0], groups, per_group, *space, *kernel)
@@ -180,7 +172,7 @@ def _average_pool(steps: Steps, node: Node) -> Value:
     view, kernel = steps.distinct(node.view(0)), list(node.get("kernel_shape", ()))
     if len(kernel) != len(view.shape) - 2:
         raise node.error("has a kernel that does not fit its input")
-    found, _ = _windows(node, view.index, kernel)
+    found = _windows(node, view.index, kernel)
     columns = found.reshape(*found.shape[: -len(kernel)], -1)
     inside = columns != OUTSIDE
     counted = np.ones_like(inside) if node.get("count_include_pad", 0) else inside

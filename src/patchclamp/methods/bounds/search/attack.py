@@ -23,12 +23,14 @@ class Attack:
         num_samples: points drawn first.
         num_starts: how many of them are improved.
         num_steps: of signed gradients, each smaller than the last.
+        first_step: as a share of the box.
         seed: of the points.
     """
 
     num_samples: int = 1000
     num_starts: int = 32
     num_steps: int = 40
+    first_step: float = 0.25
     seed: int = 0
 
     def run(self, network: Lowered, goal: Goal, limits: Limits) -> Tensor | None:
@@ -58,7 +60,7 @@ class Attack:
         Half of the points go against the margin of all cases, the others each against one case
         and its worst row, so that one hopeless case does not hide another.
         """
-        step = (upper - lower) / 4
+        step = (upper - lower) * self.first_step
         pick = torch.arange(len(x)) % (goal.num_cases + 1)
         for _ in range(self.num_steps):
             limits.check()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchclamp.bounding.lowering import Lowered
-from patchclamp.methods.bounds.certificate.form import LEAF, CaseProof, Mode
+from patchclamp.methods.bounds.certificate.form import INPUT, LEAF, CaseProof, Mode
 from patchclamp.methods.bounds.certificate.linear_bounds import Bounds
 from patchclamp.methods.bounds.certificate.replay import Replay, Splits
 from patchclamp.methods.bounds.property import Numbers
@@ -57,7 +57,7 @@ class NeuronProof:
     def __post_init__(self) -> None:
         ops = operators(self.root.bounds.network)
         self._numbers = [
-            next(k for k, op in enumerate(ops) if place in op.arguments)
+            next((k for k, op in enumerate(ops) if place in op.arguments), INPUT)
             for place in self.root.places
         ]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ from torch import Tensor
 from patchclamp.bounding.lowering import Lowered
 from patchclamp.bounding.propagate import Linearised, Propagation, Start
 from patchclamp.bounding.sets import Box
-from patchclamp.bounding.slopes import Optimised, SlopeSearch
+from patchclamp.bounding.slopes import Optimised, SlopeSearch, free_values
 from patchclamp.methods.bounds.search.branching import Choice, divisible, screened
 from patchclamp.methods.bounds.search.limits import Limits
-from patchclamp.rules.base import Interval, gamma, magnitude
+from patchclamp.rules.base import Interval, Nonlinear, gamma, magnitude
 from patchclamp.rules.value import Value
 
 Split = tuple[int, int, float, bool]
@@ -121,12 +122,15 @@ class Root:
     Attributes:
         bounds: of the box.
         optimised: the slopes that were used in every layer.
-        places: the values that can be divided.
+        places: the values that can be divided; the perturbed input first.
+        given: sides of neurons that every sub-problem starts from: what is proved holds where
+            they do. `bounds` may have been cut by them already.
     """
 
     bounds: Propagation
     optimised: Optimised
     places: list[Value]
+    given: tuple[Split, ...] = ()
 
     @classmethod
     def of(
@@ -144,7 +148,7 @@ class Root:
             bounds.improve = optimised
         with torch.enable_grad():  # for the slopes; nothing else asks for gradients
             bounds.run()
-        return cls(bounds, optimised, divisible(network.values))
+        return cls(bounds, optimised, [leaf, *divisible(network.values)])
 
 
 def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -186,7 +190,7 @@ class NeuronSplit:
         on_bound: Callable[[float], None] = lambda bound: None,
         tried: Callable[[Tensor], None] = lambda points: None,
     ) -> list[Leaf] | None:
-        """Prove that in the box some row of C . y + d is positive everywhere.
+        """Prove that in the box, on the root's given sides, some row of C . y + d is positive.
 
         The leaves, or None if the root stays open and nothing may be divided.
 
@@ -198,7 +202,8 @@ class NeuronSplit:
         Raises: OutOfTimeError, OutOfMemoryError, NothingLeftError.
         """
         work = _Work(self, root, C, d, limits, replayed, tried)
-        first = SubProblem((), {}, torch.zeros(C.shape[1], 0, dtype=C.dtype), -torch.inf)
+        multipliers = torch.zeros(C.shape[1], len(root.given), dtype=C.dtype)
+        first = SubProblem(root.given, {}, multipliers, -torch.inf)
         heap: list[tuple[float, int, SubProblem]] = []
         leaves: list[Leaf] = []
         work.sort([first], heap, leaves, num_steps=4 * self.search.num_steps)
@@ -226,6 +231,18 @@ class _Work:
     replayed: Callable[[list[Leaf]], list[bool]]
     tried: Callable[[Tensor], None]
     num_seen: int = 0
+
+    @cached_property
+    def free(self) -> list[Value]:
+        """The values whose slopes every sub-problem chooses: those that are open at the root."""
+        return free_values(self.root.bounds, [self.root.bounds.network.output])
+
+    @staticmethod
+    def _first(bounds: Propagation, value: Value, size: tuple[int, int]) -> Tensor:
+        if not isinstance(value.rule, Nonlinear):
+            raise TypeError(f"{value} has no slopes")
+        chosen = value.rule.initial(tuple(bounds.interval(a) for a in value.arguments))
+        return chosen.expand(-1, *size, *chosen.shape[3:]).clone()
 
     def divided(self, problem: SubProblem) -> list[SubProblem]:
         """Both sides; they inherit slopes and multipliers."""
@@ -290,6 +307,7 @@ class _Work:
         base = self.root.bounds
         bounds = Propagation(base.network, base.sets, rounded=base.rounded)
         bounds.intervals.update(base.intervals)
+        leaf = self.root.places[0]
         for place in paths.place.unique().tolist():
             value = self.root.places[place]
             lower, upper = (
@@ -302,6 +320,8 @@ class _Work:
                 side.view(-1).scatter_reduce_(0, at, paths.point[here].to(side), reduce)
             shape = (paths.num, *value.shape)
             bounds.intervals[value] = Interval(lower.reshape(shape), upper.reshape(shape))
+            if value is leaf:
+                bounds.sets = {leaf.name: Box(*bounds.intervals[value])}
         return bounds
 
     def start(self, bounds: Propagation, paths: Paths, multipliers: Tensor) -> Start:
@@ -342,15 +362,13 @@ class _Work:
         multipliers = torch.zeros(num, rows, paths.depth, dtype=self.C.dtype)
         for i, p in enumerate(problems):
             multipliers[i, :, : len(p.path)] = p.multipliers
-        inherited = {
-            v: torch.stack([p.slopes[v] for p in problems], 1)
-            for v in (problems[0].slopes if all(p.slopes for p in problems) else {})
-        }
         least = torch.full((num, rows), -torch.inf, dtype=self.C.dtype)
-        search = SlopeSearch(num_steps=num_steps, rate=self.options.search.rate)
-        slopes = search.first(
-            bounds, ({self.root.bounds.network.output: self.C}, self.d), least, inherited
-        )
+        slopes = {
+            v: torch.stack([p.slopes[v] for p in problems], 1)
+            if v in problems[0].slopes
+            else self._first(bounds, v, (num, rows))
+            for v in self.free
+        }
         own = torch.zeros(num, paths.depth, dtype=torch.bool)
         own[paths.leaf, paths.level] = True
         return self._ascend(bounds, paths, slopes, multipliers, own, least, num_steps)
@@ -389,7 +407,7 @@ class _Work:
                 better[:, :, None], multipliers.detach(), kept_multipliers
             )
             if step == num_steps or bool((best.amax(1) > self.options.margin).all()):
-                self._show(found)
+                self._show(bounds, found)
                 break
             wanted = [*moving, multipliers]
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -404,13 +422,15 @@ class _Work:
                 group["lr"] *= self.options.search.decay
         return best, kept, kept_multipliers
 
-    def _show(self, found: Linearised) -> None:
+    def _show(self, bounds: Propagation, found: Linearised) -> None:
         """Offer the corners where the linear bounds are lowest as counterexamples."""
-        ((leaf, A),) = found.rows.items()
-        low, high = self.root.bounds.sets[leaf.name].hull()
-        lowest = found.bound.detach().amin(1).topk(min(8, len(found.bound)), largest=False).indices
-        A = A.detach().expand(len(found.bound), *A.shape[1:])[lowest].flatten(0, 1)
-        self.tried(torch.where(A > 0, low, high))
+        leaf = self.root.places[0]
+        A, num = found.rows[leaf].detach(), len(found.bound)
+        low, high = (side.expand(num, *leaf.shape) for side in bounds.interval(leaf))
+        lowest = found.bound.detach().amin(1).topk(min(8, num), largest=False).indices
+        A = A.expand(num, *A.shape[1:])[lowest]
+        corners = torch.where(A > 0, low[lowest][:, None], high[lowest][:, None])
+        self.tried(corners.flatten(0, 1))
 
     def chosen(
         self,
@@ -424,20 +444,35 @@ class _Work:
         """What to divide in each open sub-problem; None where nothing can be."""
         met: dict[Value, Tensor] = {}
         with torch.no_grad():
-            bounds.linearise(*self.start(bounds, paths, multipliers), slopes, met)
+            found = bounds.linearise(*self.start(bounds, paths, multipliers), slopes, met)
             candidates = screened(bounds, met, row, self.root.places, self.options.num_tried)
             gains = torch.stack(
                 [self._gain(paths, c, slopes, multipliers, row, still) for c in candidates]
             )
         best = gains.argmax(0).tolist()
-        found: list[Split | None] = []
+        picked: list[Split | None] = []
         for at, i in enumerate(still.tolist()):
             c = candidates[best[at]]
-            usable = float(c.score[i]) > 0
-            found.append(
-                (int(c.place[i]), int(c.index[i]), float(c.point[i]), False) if usable else None
-            )
-        return found
+            if float(c.score[i]) > 0:
+                picked.append((int(c.place[i]), int(c.index[i]), float(c.point[i]), False))
+            else:
+                picked.append(self._input(bounds, found, int(row[i]), i))
+        return picked
+
+    def _input(self, bounds: Propagation, found: Linearised, row: int, at: int) -> Split | None:
+        """The input that moves the row most, halved: where every neuron is settled."""
+        leaf = self.root.places[0]
+        A = found.rows[leaf]
+        A = A.expand(len(found.bound), *A.shape[1:])[at, row].flatten()
+        low, high = (
+            side.expand(len(found.bound), *leaf.shape)[at].flatten()
+            for side in bounds.interval(leaf)
+        )
+        index = int((A.abs() * (high - low)).argmax())
+        middle = float((low[index] + high[index]) / 2)
+        if not float(low[index]) < middle < float(high[index]):
+            return None
+        return 0, index, middle, False
 
     def _gain(
         self,

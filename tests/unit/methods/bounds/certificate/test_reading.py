@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,24 @@ def test_folded_batch_norm_knows_its_error() -> None:
                 assert abs(exact - found) <= Decimal(term.relative) * abs(found)
             shift = s - m * scale
             assert abs(shift - Decimal(float(step.bias[i]))) <= Decimal(float(step.bias_error[i]))
+
+
+def test_numbers_that_float64_does_not_hold_know_their_error() -> None:
+    """1 / 3 of an average or a division, and the sum of two biases, in exact fractions."""
+    pool = [node("AveragePool", "x", "y", kernel_shape=[3])]
+    divided = [node("Div", "x three", "y")]
+    for nodes, weights in ((pool, {}), (divided, {"three": np.float32(3)})):
+        step = read_network(packed(nodes, weights, (1, 1, 3))).steps[-1]
+        assert isinstance(step, Affine)
+        entry = Fraction(float(step.terms[0].rows(np.array([0]))[0, 0]))
+        error = abs(entry - Fraction(1, 3))
+        assert 0 < error <= Fraction(step.terms[0].relative) * entry < Fraction(1, 10**15)
+    weights = {"w": np.ones((3, 1), np.float32), "b": np.float32([1]), "c": np.float32([1e-10])}
+    nodes = [node("Gemm", "x w b", "h"), node("Add", "h c", "y")]
+    step = read_network(packed(nodes, weights, (1, 3))).steps[-1]
+    assert isinstance(step, Affine)
+    error = abs(1 + Fraction(float(weights["c"][0])) - Fraction(float(step.bias[0])))
+    assert 0 < error <= Fraction(float(step.bias_error[0])) < Fraction(1, 10**15)
 
 
 def test_a_value_that_two_nodes_read_is_kept_once() -> None:

@@ -308,3 +308,15 @@ def test_empty_leaf_is_closed_and_a_touching_one_is_not() -> None:
     assert found[0] == np.inf
     assert found[1] == pytest.approx(-1.0)
     assert found[2] == np.inf
+
+
+def test_argument_that_is_itself_nonlinear_can_be_divided() -> None:
+    """tanh(relu(x)) divided where relu(x) >= 0.5: at least tanh(0.5); relu(x) <= -0.1: empty."""
+    replay = Replay(packed([node("Relu", "x", "a"), node("Tanh", "a", "y")], {}, (1, 1)))
+    layers = replay.layers(np.array([-1.0]), np.array([1.0]))
+    splits = paths([(1, 0, 0.5, True)], [(1, 0, -0.1, False)])
+    multipliers = np.full((2, 1), 2.0, np.float32)
+    arguments = (layers, splits, np.ones((1, 1)), np.zeros(1), np.ones((2, 1)), ())
+    found = replay.neuron_margins(*arguments, multipliers)
+    assert np.tanh(0.5) - 0.75 < found[0] <= np.tanh(0.5)
+    assert found[1] == np.inf
