@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from patchclamp.core.errors import BoundError
 from patchclamp.engine.ir import Graph, Kind, Node
+from patchclamp.rules.base import Affine
+from patchclamp.rules.conv import Conv
 from patchclamp.rules.layout import Reshape
 from patchclamp.rules.linear import Linear
 from patchclamp.rules.operators.builder import Builder, Operand
@@ -248,7 +250,7 @@ def _reaching(output: Value) -> set[Value]:
     return seen
 
 
-def _product(value: Value, before: Value, exact: bool) -> Linear | Reshape | None:
+def _product(value: Value, before: Value, exact: bool) -> Affine | None:
     """One rule for `before` and then `value`, or None."""
     first, second = before.rule, value.rule
     if before.known is not None or first is None or before.rule is None:
@@ -261,6 +263,10 @@ def _product(value: Value, before: Value, exact: bool) -> Linear | Reshape | Non
         return _into(second, first)
     if isinstance(second, Scale) and isinstance(first, Linear):
         return _onto(second, first)
+    if isinstance(second, Scale) and isinstance(first, Scale):
+        return _onto_scale(second, first)
+    if isinstance(second, Scale) and isinstance(first, Conv):
+        return _onto_conv(second, first)
     return None
 
 
@@ -307,3 +313,36 @@ def _onto(second: Scale, first: Linear) -> Linear | None:
     if second.shift is not None:
         bias = bias + second.shift.double().reshape(-1)
     return Linear(weight.to(dtype), bias.to(dtype), first.lead)
+
+
+def _onto_scale(second: Scale, first: Scale) -> Scale:
+    dtype = first.dtype
+    factor, shift = (None if c is None else c.double() for c in (first.factor, first.shift))
+    if second.factor is not None:
+        more = second.factor.double()
+        factor = more if factor is None else factor * more
+        shift = None if shift is None else shift * more
+    if second.shift is not None:
+        shift = second.shift.double() if shift is None else shift + second.shift.double()
+    return Scale(first.shape, *(None if c is None else c.to(dtype) for c in (factor, shift)))
+
+
+def _onto_conv(second: Scale, first: Conv) -> Conv | None:
+    """Where every channel has one factor and one shift, as in batch norm."""
+    num, dtype = first.weight.shape[0], first.weight.dtype
+    factor, shift = _by_channel(second.factor, num), _by_channel(second.shift, num)
+    one_each = [c is None or bool((c == c[:, :1]).all()) for c in (factor, shift)]
+    if first.before[0] != 1 or not all(one_each):
+        return None
+    weight = first.weight.double()
+    bias = weight.new_zeros(num) if first.bias is None else first.bias.double()
+    if factor is not None:
+        weight = weight * factor[:, 0].reshape(-1, *(1,) * (weight.ndim - 1))
+        bias = bias * factor[:, 0]
+    if shift is not None:
+        bias = bias + shift[:, 0]
+    return replace(first, weight=weight.to(dtype), bias=bias.to(dtype))
+
+
+def _by_channel(x: Tensor | None, num: int) -> Tensor | None:
+    return None if x is None else x.double().reshape(num, -1)

@@ -116,6 +116,12 @@ class _Work:
         self.graph, self.nodes = _reached(self.engine, [t.site.address for t in wanted])
         self.targets = [self._target(name, taps.get(name), spec) for name, spec in given.items()]
         self.output_tap = self._output()
+        needed = self.graph.upstream([self.output])
+        for target in self.targets:
+            if not needed.intersection(target.nodes):
+                raise BoundError(
+                    f"the output '{self.output_tap.label}' does not depend on '{target.name}'"
+                )
 
     def _num_examples(self) -> int:
         sizes = [

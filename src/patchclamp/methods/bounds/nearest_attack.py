@@ -58,7 +58,7 @@ class NearestAttack:
         best = torch.full_like(low, math.inf)
         held = points.clone()
         for number in range(self.num_rounds):
-            todo = (best - low > 0.005 * best).nonzero().flatten()
+            todo = (torch.isinf(best) | (best - low > 0.005 * best)).nonzero().flatten()
             if limits.left <= 0 or len(todo) == 0:
                 break
             near = best[todo]

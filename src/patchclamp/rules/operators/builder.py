@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class Builder:
 
 
 Operand = Value | Tensor | float | int
-Build = Callable[..., "Value | list[Value]"]
+Build = Callable[..., "Operand | Sequence[Operand]"]
 
 
 def shape_of(x: Operand) -> Shape:

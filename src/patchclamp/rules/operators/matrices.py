@@ -48,13 +48,12 @@ def _with_vector(b: Builder, x: Operand, y: Operand) -> Value:
         raise b.refuse(f"a product of shapes {shape_of(x)} and {shape_of(y)}")
     row, column = len(shape_of(x)) == 1, len(shape_of(y)) == 1
     product = matmul(b, _unsqueezed(b, x, 0) if row else x, _unsqueezed(b, y, 1) if column else y)
-    shape = product.shape[:-1] if column else product.shape
-    shape = (
-        (*shape[:-1], *shape[-1:])
-        if not row
-        else (*product.shape[:-2], *shape[len(product.shape) - 1 :])
-    )
-    return b.add(Reshape(product.shape, shape), product)
+    shape = list(product.shape)
+    if column:
+        del shape[-1]
+    if row:
+        del shape[-1 if column else -2]
+    return b.add(Reshape(product.shape, tuple(shape)), product)
 
 
 def _unsqueezed(b: Builder, x: Operand, axis: int) -> Operand:
@@ -142,7 +141,7 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> Value:
-    """Exact where the kernel is constant; a perturbed kernel meets constant patches (2-D, one group)."""
+    """Exact where the kernel is constant, or (2-D, one group) where the input is."""
     if not isinstance(x, Value) or isinstance(weight, Value) or isinstance(bias, Value):
         return _perturbed_kernel(b, x, weight, bias, stride, padding, dilation, groups)
     kernel = b.constant(weight)

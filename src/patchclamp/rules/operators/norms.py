@@ -96,7 +96,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn: bool = True,
 ) -> Value:
-    """Mean, square, inverse root and product, each with its own rule; |x| <= sqrt(n - 1) is known."""
+    """Mean, square, inverse root and product; that |x| <= sqrt(n - 1) is known."""
     if not isinstance(x, Value):
         raise b.refuse("layer norm of a constant with perturbed parameters")
     made = normalised(b, x, len(axes), eps, centred=True)

@@ -120,4 +120,6 @@ def largest_with_index(b: Builder, x: Value, axis: int, keepdim: bool = False) -
 def max_pooled_with_index(b: Builder, x: Value, *args: object, **kwargs: object) -> list[Value]:
     """The maximum of each window; where it lies has no bounds, and nobody may read it."""
     made = max_pooled(2)(b, x, *args, **kwargs)
-    return [made] if isinstance(made, Value) else made
+    if not isinstance(made, Value):
+        raise b.refuse("max pooling of this form")
+    return [made]

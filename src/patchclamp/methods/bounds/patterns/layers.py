@@ -42,7 +42,7 @@ class LayerSearch:
         decay: of the rate, at each step.
     """
 
-    num_steps: int = 30
+    num_steps: int = 20
     rate: float = 0.2
     decay: float = 0.95
 

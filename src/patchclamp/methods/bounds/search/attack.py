@@ -15,19 +15,26 @@ from patchclamp.methods.bounds.search.goal import Goal
 from patchclamp.methods.bounds.search.limits import Limits
 
 
+MAX_NUMBERS = 1 << 21
+CHUNK = 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """Random points, the best of them improved by gradient steps within the box.
 
+    A third of the coordinates of half of the points are put on a side of the box: a network
+    that is nearly linear has its extremes there, and few points get there otherwise.
+
     Attributes:
-        num_samples: points drawn first.
+        num_samples: points drawn first, fewer where they have many coordinates.
         num_starts: how many of them are improved.
         num_steps: of signed gradients, each smaller than the last.
         first_step: as a share of the box.
         seed: of the points.
     """
 
-    num_samples: int = 1000
+    num_samples: int = 100_000
     num_starts: int = 32
     num_steps: int = 40
     first_step: float = 0.25
@@ -39,10 +46,14 @@ class Attack:
         lower = torch.as_tensor(goal.lower).to(dtype)[None]
         upper = torch.as_tensor(goal.upper).to(dtype)[None]
         generator = torch.Generator().manual_seed(self.seed)
-        num = min(self.num_samples, max(self.num_starts, (1 << 21) // lower.numel()))
-        x = lower + (upper - lower) * torch.rand(num, lower.shape[1], generator=generator).to(dtype)
+        num = min(self.num_samples, max(self.num_starts, MAX_NUMBERS // lower.numel()))
         with torch.no_grad():
-            found = margins(network, goal, x)
+            share = torch.rand(num, lower.shape[1], generator=generator)
+            side = torch.rand(num, lower.shape[1], generator=generator)
+            share[::2] = share[::2].masked_fill(side[::2] < 1 / 6, 0.0)
+            share[::2] = share[::2].masked_fill(side[::2] > 5 / 6, 1.0)
+            x = torch.minimum(lower + (upper - lower) * share.to(dtype), upper)
+            found = torch.cat([margins(network, goal, part) for part in x.split(CHUNK)])
             x = x[found.argsort()[: self.num_starts]]
         return self.improve(network, goal, x, lower, upper, limits)
 
@@ -57,10 +68,11 @@ class Attack:
     ) -> Tensor | None:
         """Steps from points (B, num_inputs) within boxes (B or 1, num_inputs).
 
-        Half of the points go against the margin of all cases, the others each against one case
-        and its worst row, so that one hopeless case does not hide another.
+        The points go against the margin of all cases and against single cases in turn, so that
+        one hopeless case does not hide another; with first steps of three sizes in turn.
         """
-        step = (upper - lower) * self.first_step
+        sizes = torch.tensor([1.0, 0.2, 0.04], dtype=x.dtype)[torch.arange(len(x)) % 3]
+        step = (upper - lower) * self.first_step * sizes[:, None]
         pick = torch.arange(len(x)) % (goal.num_cases + 1)
         for _ in range(self.num_steps):
             limits.check()

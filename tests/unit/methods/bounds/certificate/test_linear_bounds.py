@@ -174,7 +174,7 @@ def test_slopes_given_for_crossing_neurons_only() -> None:
     bounds = Bounds(network=network, empty=np.zeros(1, bool), unbounded=np.zeros(1, bool))
     lower, upper = np.array([[1.0, -2.0, -1.0, -1.0]]), np.array([[2.0, -1.0, 1.0, 1.0]])
     bounds.append(lower, upper, np.zeros((1, 4)))
-    elementwise_interval(bounds, 1, step)
+    bounds.append(*elementwise_interval(bounds, 1, step))
     rows = Rows(bounds, np.zeros((1, 1)), {1: np.array([[[0.5, 0.5, 7.0, -3.0]]])})
     rows._over_elementwise(1, step, np.ones((1, 1, 4)))
     assert rows.pending[0].tolist() == [[[1.0, 0.0, 1.0, 0.0]]]
