@@ -1,4 +1,4 @@
-"""A network in which one unit decides the class: patterns with it imply the class, others do not."""
+"""A network in which one unit decides the class: patterns with it imply the class."""
 
 from __future__ import annotations
 

@@ -196,6 +196,8 @@ def _lowered(
     node: Node, args: tuple[object, ...], kwargs: dict[str, object], builder: Builder
 ) -> object:
     builder.name = node.address or node.operation
+    if node.dtype is not None and node.dtype.is_floating_point:
+        builder.native = node.dtype
     if node.target is operator.getitem and isinstance(args[0], list):
         return args[0][args[1]]  # type: ignore[call-overload]  # an index, as captured
     if node.operation == "sym_size" and isinstance(args[0], Value):

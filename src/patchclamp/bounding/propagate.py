@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchclamp.bounding.sets import Box
 from patchclamp.bounding.steps import Rows, Sets, Slopes, Steps, added, chosen, copies, dense
 from patchclamp.rules.base import Affine, Interval, Nonlinear, gamma, one_hot
-from patchclamp.rules.layout import Reshape
 from patchclamp.rules.relu import ReLU
 from patchclamp.rules.value import Value
 
@@ -113,12 +111,7 @@ class Propagation(Steps):
 
     def tighten(self, value: Value) -> None:
         """Bound a value backwards, where interval arithmetic leaves something undecided."""
-        if self._is_exact(value):
-            if not self.rounded and isinstance(value.rule, Affine):
-                middle, radius = self._middle_of(value.arguments[0])
-                made, spread = value.rule.forward(middle), value.rule.spread(radius)
-                plain = Interval(made - spread, made + spread)
-                self.intervals[value] = plain.within(self.interval(value))
+        if self.is_exact(value):
             return
         for index in self.pieces(value, self._undecided(value), 2):
             self._tightened(value, index)
@@ -130,8 +123,10 @@ class Propagation(Steps):
         """Bound some elements, or only so far that they show to be dead."""
         walk = _Walk.of(self, *self._both(value, index))
         only_relu = all(isinstance(v.rule, ReLU) for v in self._readers(value))
+        met = 0  # at the first, rows show no more than interval arithmetic did
         while (at := walk.next()) is not None:
-            if only_relu and isinstance(at.rule, ReLU) and walk.is_large():
+            met += isinstance(at.rule, Nonlinear)
+            if only_relu and isinstance(at.rule, ReLU) and met > 1 and walk.is_large():
                 low, high = walk.sides()
                 dead = (high <= 0).all(0)
                 if 4 * int(dead.sum()) >= len(index):
@@ -162,8 +157,11 @@ class Propagation(Steps):
         """Take bounds of some elements, where they are better than the known ones."""
         box = self.interval(value)
         low, high = (side.flatten(1) for side in box)
-        low = low.index_copy(1, index, torch.maximum(low.index_select(1, index), lower))
-        high = high.index_copy(1, index, torch.minimum(high.index_select(1, index), upper))
+        if len(index) == low.shape[1]:
+            low, high = torch.maximum(low, lower), torch.minimum(high, upper)
+        else:
+            low = low.index_copy(1, index, torch.maximum(low.index_select(1, index), lower))
+            high = high.index_copy(1, index, torch.minimum(high.index_select(1, index), upper))
         shape = box.lower.shape
         self.intervals[value] = Interval(low.reshape(shape), high.reshape(shape))
 
@@ -191,14 +189,6 @@ class Propagation(Steps):
 
     def _readers(self, value: Value) -> list[Value]:
         return [v for v in self.network.values if value in v.arguments]
-
-    def _is_exact(self, value: Value) -> bool:
-        """Interval arithmetic is exact one affine rule behind a perturbed box."""
-        if isinstance(value.rule, Affine) and len(value.arguments) == 1:
-            (value,) = value.arguments
-            while isinstance(value.rule, Reshape):
-                (value,) = value.arguments
-        return value.rule is None and isinstance(self.sets[value.name], Box)
 
     def run(self) -> None:
         """Intervals of the arguments of every nonlinear operator, in order."""

@@ -19,6 +19,7 @@ from patchclamp.bounding.lowering import Lowered
 from patchclamp.bounding.sets import Box, PerturbedSet
 from patchclamp.rules.base import Affine, Interval, Lines, Nonlinear, Relaxation, gamma, magnitude
 from patchclamp.rules.conv import Conv
+from patchclamp.rules.layout import Reshape
 from patchclamp.rules.linear import Linear
 from patchclamp.rules.relu import ReLU
 from patchclamp.rules.sparse import Sparse, Windows, dot
@@ -62,6 +63,10 @@ class Steps:
         if value not in self.intervals:
             if value.rule is None:
                 made = self.sets[value.name].hull()
+            elif isinstance(value.rule, Affine) and not self.rounded and self.is_exact(value):
+                middle, radius = self._middle_of(value.arguments[0])
+                at, reach = value.rule.forward(middle), value.rule.spread(radius)
+                made = Interval(at - reach, at + reach)
             else:
                 made = value.rule.interval(*(self.interval(a) for a in value.arguments))
             if value.known is not None:
@@ -69,6 +74,14 @@ class Steps:
                 made = made.within(known)
             self.intervals[value] = made
         return self.intervals[value]
+
+    def is_exact(self, value: Value) -> bool:
+        """Interval arithmetic is exact one affine rule behind a perturbed box."""
+        if isinstance(value.rule, Affine) and len(value.arguments) == 1:
+            (value,) = value.arguments
+            while isinstance(value.rule, Reshape):
+                (value,) = value.arguments
+        return value.rule is None and isinstance(self.sets[value.name], Box)
 
     def relaxation(self, value: Value, slopes: Tensor | None = None) -> Relaxation:
         """The linear bounds of a nonlinear value on its arguments' intervals."""

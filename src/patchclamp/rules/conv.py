@@ -23,6 +23,9 @@ _TRANSPOSED = {
 FEW_CHANNELS = 8
 """Library code for transposed convolutions is several times slower on fewer channels."""
 
+MAX_MATRIX = 1 << 16
+"""Elements of the matrix that stands for a convolution on small windows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Conv(Affine):
@@ -176,18 +179,36 @@ class Conv(Affine):
             raise TypeError("rows have no windows")
         before = rows.where
         where = Windows(self._origin(before.origin), before.place, self._reached(before.size[1:]))
-        A = rows.within().reshape(-1, *before.size)
-        if self.before[1] < FEW_CHANNELS:
-            made = self._folded(A, where.size[1:], (0, 0))
+        A = rows.within()
+        if math.prod(before.size) * math.prod(where.size) <= MAX_MATRIX:
+            made = A @ self._matrix(before.size)
         else:
-            made = functional.conv_transpose2d(A, self.weight, stride=self.stride)
+            made = self._through_window(A.reshape(-1, *before.size))
         return Sparse(made.reshape(*rows.A.shape[:2], -1), self.before, where)
+
+    def _through_window(self, A: Tensor) -> Tensor:
+        """The transpose of rows (M, *size) on a window of the result."""
+        if self.before[1] < FEW_CHANNELS:
+            return self._folded(A, self._reached(A.shape[2:])[1:], (0, 0))
+        return functional.conv_transpose2d(A, self.weight, stride=self.stride)
+
+    def _matrix(self, size: tuple[int, int, int]) -> Tensor:
+        """`_through_window` as a matrix: one product is faster than many small ones."""
+        if size not in self._matrices:
+            num = math.prod(size)
+            one = torch.eye(num, dtype=self.dtype).reshape(num, *size)
+            self._matrices[size] = self._through_window(one).flatten(1)
+        return self._matrices[size]
+
+    @cached_property
+    def _matrices(self) -> dict[tuple[int, int, int], Tensor]:
+        return {}
 
     def _origin(self, origin: Tensor) -> Tensor:
         """Where the window of the argument begins, for windows of the result."""
         return origin * torch.tensor(self.stride) - torch.tensor(self.padding)
 
-    def _reached(self, size: tuple[int, int]) -> tuple[int, int, int]:
+    def _reached(self, size: tuple[int, ...]) -> tuple[int, int, int]:
         """How large a window of the argument a window of the result reads."""
         high, wide = (
             (n - 1) * s + k

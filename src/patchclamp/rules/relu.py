@@ -45,21 +45,16 @@ class ReLU(Nonlinear):
         return (box.lower < 0) & (box.upper > 0)
 
     def relax(self, boxes: tuple[Interval, ...], slopes: Tensor | None = None) -> Lines:
-        lower, upper = boxes[0]
+        lower, upper = (side[:, None] for side in boxes[0])
+        eps = torch.finfo(lower.dtype).eps
         down, up = lower.clamp(max=0), upper.clamp(min=0)
-        width = (up - down).clamp(min=torch.finfo(lower.dtype).tiny)
         # the chord of the triangle; 1 and 0 where the sign is known. Rounded up in slope it
         # stays above ReLU at the right end, and its intercept is rounded up with it.
-        chord = (up / width)[:, None]
-        lift = (-chord * down[:, None]) * (1 + 4 * torch.finfo(lower.dtype).eps)
-        chord = chord * (1 + 2 * torch.finfo(lower.dtype).eps)
-        exact = (down == 0)[:, None]
-        chord = torch.where(exact, (up > 0).to(up.dtype)[:, None], chord)
-        default = (upper > -lower).to(lower.dtype)[:, None]
-        if slopes is None:
-            below = default
-        else:
-            known = (down == 0) | (up == 0)
-            below = torch.where(known[:, None], default, slopes[0])
-        zero = torch.zeros_like(lift)
-        return Lines(below, None, chord, torch.where(exact, zero, lift))
+        chord = up / (up - down).clamp(min=torch.finfo(lower.dtype).tiny)
+        lift = chord * down * -(1 + 4 * eps)
+        exact = down == 0
+        chord = torch.where(exact, (up > 0).to(up.dtype), chord * (1 + 2 * eps))
+        below = (upper > -lower).to(lower.dtype)
+        if slopes is not None:
+            below = torch.where(exact | (up == 0), below, slopes[0])
+        return Lines(below, None, chord, lift)

@@ -33,7 +33,7 @@ class Plain(Propagation):
 
     def tighten(self, value: Value) -> None:
         """Every undecided element, to the sets."""
-        if self._is_exact(value):
+        if self.is_exact(value):
             super().tighten(value)
             return
         index = self._undecided(value)

@@ -194,7 +194,7 @@ class Classifier:
             }
             num = sum(math.prod(a.shape) * sum(sizes[: a.number + 1]) for a in ends)
         steps = 42 if method is Method.ALPHA else 1
-        return 2e-3 + steps * num / _COEFFICIENTS_PER_SECOND
+        return steps * (2e-3 + num / _COEFFICIENTS_PER_SECOND)
 
 
 def around(points: Tensor, radius: Tensor, within: Interval | None) -> Interval:
@@ -245,9 +245,7 @@ def _principal(graph: Graph) -> Node:
     return node
 
 
-def beside(
-    graph: Graph, output: Node, sites: set[str]
-) -> tuple[Graph, Node, dict[str, Node]]:
+def beside(graph: Graph, output: Node, sites: set[str]) -> tuple[Graph, Node, dict[str, Node]]:
     """The network and a second copy of what reads some sites, their outputs joined.
 
     Returns:

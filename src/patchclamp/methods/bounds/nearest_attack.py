@@ -96,9 +96,7 @@ class NearestAttack:
         each from a random point against one class, the likeliest first.
         """
         num, K = self.num_restarts, int(logits(points[:1]).shape[1])
-        lower, upper = (
-            side.repeat_interleave(num, 0) for side in _inner(points, radius, within)
-        )
+        lower, upper = (side.repeat_interleave(num, 0) for side in _inner(points, radius, within))
         share = torch.rand(lower.shape, generator=generator).to(lower)
         x = lower + (upper - lower) * share
         first = points if start is None else start
@@ -166,7 +164,9 @@ def _drawn_near(logits: Logits, points: Tensor, found: Tensor, classes: Tensor) 
         other = _margins(y, classes, torch.full_like(classes, -1))[0] < 0
         high, low = torch.where(other, middle, high), torch.where(other, low, middle)
     x = points + (found - points) * high.reshape(shape).to(points)
-    return torch.minimum(torch.maximum(x, torch.minimum(points, found)), torch.maximum(points, found))
+    return torch.minimum(
+        torch.maximum(x, torch.minimum(points, found)), torch.maximum(points, found)
+    )
 
 
 def _distances(points: Tensor, found: Tensor) -> Tensor:

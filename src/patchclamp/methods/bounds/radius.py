@@ -234,8 +234,9 @@ class _Work:
         rows = (self.certified >= 0).nonzero().flatten()
         each = self.network.seconds(method)
         self.limits.progress.start(f"radii by {method}", len(rows), "rows")
-        for at in rows.split(max(1, min(_MAX_ROWS, int(_SECONDS_AT_ONCE / each)))):
-            if self.limits.left <= 3 * each * len(at):
+        one_pass = self.network.seconds(Method.CROWN) if method is Method.ALPHA else each
+        for at in rows.split(max(1, min(_MAX_ROWS, int(_SECONDS_AT_ONCE / one_pass)))):
+            if self.limits.left <= 3 * each:
                 self.left_out[str(method)] = self.left_out.get(str(method), 0) + len(at)
                 continue
             self._prove(method, at)

@@ -23,9 +23,13 @@ class Builder:
     values: list[Value]
     name: str = ""
     """Address of the captured operator that is being lowered, for messages."""
+    native: torch.dtype = torch.float32
+    """Precision of that operator in the network itself, for options that depend on it."""
 
     def add(self, rule: Rule, *arguments: Value, known: Interval | None = None) -> Value:
         """The value of a rule."""
+        if not rule.output:
+            raise self.refuse("a single number, without axes,")
         value = Value(rule, arguments, rule.output, self.name, len(self.values), known)
         self.values.append(value)
         return value

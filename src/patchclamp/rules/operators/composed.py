@@ -12,7 +12,7 @@ from patchclamp.rules.base import Interval
 from patchclamp.rules.convex import ELU, Exp, Log, Softplus, Sqrt, Square
 from patchclamp.rules.layout import moved
 from patchclamp.rules.leaky import Abs
-from patchclamp.rules.operators.arithmetic import add, mul, neg, sub
+from patchclamp.rules.operators.arithmetic import add, mul, neg
 from patchclamp.rules.operators.builder import (
     Build,
     Builder,
@@ -210,8 +210,9 @@ def addcmul(b: Builder, x: Operand, y: Operand, z: Operand, *, value: float = 1)
 
 
 def lerp(b: Builder, x: Operand, y: Operand, share: float) -> Value:
-    """x + share * (y - x)."""
-    return add(b, x, sub(b, y, x), alpha=share)
+    """(1 - share) x + share y."""
+    own = scaled(b, x, 1 - share, None) if isinstance(x, Value) else b.constant(x) * (1 - share)
+    return add(b, own, y, alpha=share)
 
 
 def triangle(keep: str) -> Build:

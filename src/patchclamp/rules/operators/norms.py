@@ -113,7 +113,7 @@ def rms_norm(
     eps: float | None = None,
 ) -> Value:
     """As layer norm, without the mean."""
-    small = torch.finfo(torch.float32).eps if eps is None else eps
+    small = torch.finfo(b.native).eps if eps is None else eps
     made = normalised(b, x, len(axes), small, centred=False)
     return made if weight is None else mul(b, made, weight)
 

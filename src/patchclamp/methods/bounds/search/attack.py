@@ -14,7 +14,6 @@ from patchclamp.bounding.lowering import Lowered
 from patchclamp.methods.bounds.search.goal import Goal
 from patchclamp.methods.bounds.search.limits import Limits
 
-
 MAX_NUMBERS = 1 << 21
 CHUNK = 4096
 

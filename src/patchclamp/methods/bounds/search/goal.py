@@ -79,3 +79,12 @@ def _goal(cases: list[Case], numbers: list[int]) -> Goal:
         torch.tensor(owner, dtype=torch.int64),
         tuple(numbers),
     )
+
+
+def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A box of float64 in another precision, no smaller."""
+    low, high = lower.to(dtype), upper.to(dtype)
+    if dtype != lower.dtype:
+        low = torch.where(low > lower, torch.nextafter(low, torch.tensor(-torch.inf)), low)
+        high = torch.where(high < upper, torch.nextafter(high, torch.tensor(torch.inf)), high)
+    return low, high

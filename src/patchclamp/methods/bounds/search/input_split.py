@@ -25,7 +25,7 @@ from patchclamp.bounding.propagate import Propagation
 from patchclamp.bounding.sets import Box
 from patchclamp.methods.bounds.property import Numbers
 from patchclamp.methods.bounds.search.attack import Attack, outputs
-from patchclamp.methods.bounds.search.goal import Goal
+from patchclamp.methods.bounds.search.goal import Goal, outward
 from patchclamp.methods.bounds.search.limits import Limits
 from patchclamp.methods.bounds.search.tree import Ids, Tree
 from patchclamp.rules.base import Affine, Nonlinear, magnitude
@@ -165,7 +165,7 @@ class InputSplit:
         score = influence(bounds, goal.matrix(network.dtype)[0][chosen], still)
         if goal.num_cases == 1 and self.cut < 1:
             constant = found.constant.expand(len(still), -1)[still]
-            batch, score = self._cut(network, goal, tree, batch, A, constant, replayed, score)
+            batch, score = self._cut(network, goal, tree, batch, (A, constant), replayed, score)
             if not len(batch):
                 return batch
         return _halved(tree, batch, score)
@@ -192,79 +192,105 @@ class InputSplit:
         goal: Goal,
         tree: Tree,
         batch: _Open,
-        A: Tensor,
-        constant: Tensor,
+        linear: tuple[Tensor, Tensor],
         replayed: Margins | None,
         score: Tensor,
     ) -> tuple[_Open, Tensor]:
         """Take off the parts in which one row's linear bound is positive.
 
-        Where A x + c > 0 a row holds. With the other inputs at their worst that is a half-line
-        of each input; what it takes off is a leaf of its own, replayed like any other.
+        What is taken off is a leaf of its own, replayed like any other.
         """
-        low, high = batch.lower, batch.upper
-        A, constant = A.double(), constant.double()
-        ends = torch.minimum(A * low[:, None], A * high[:, None])
-        rest = -(ends.sum(2, keepdim=True) + constant[:, :, None] - ends)
-        reach = rest / torch.where(A.abs() < 1e-12, torch.nan, A)
-        width = high - low
-        slack = 1e-4 * width[:, None]
-        tops = torch.where(A > 1e-12, reach + slack, torch.inf).min(1)
-        floors = torch.where(A < -1e-12, reach - slack, -torch.inf).max(1)
-        gain = torch.stack([(high - tops.values) / width, (floors.values - low) / width], 2)
-        gain = gain.nan_to_num(0.0)
-        best, place = gain.flatten(1).max(1)
-        worth = (best > self.cut) & (best < 1)
-        if not bool(worth.any()):
-            return batch, score
-        index, side = place // 2, place % 2
-        pick = torch.arange(len(batch))
-        above = side == 0
-        point = torch.where(above, tops.values[pick, index], floors.values[pick, index])
-        row = torch.where(above, tops.indices[pick, index], floors.indices[pick, index])
-        gone = batch.take(pick)
-        gone.lower, gone.upper = low.clone(), high.clone()
-        gone.lower[pick[above], index[above]] = point[above]
-        gone.upper[pick[~above], index[~above]] = point[~above]
+        cut = _half_lines(batch, *linear)
+        worth = (cut.gain > self.cut) & (cut.gain < 1)
         if bool(worth.any()):
-            piece = gone.take(worth)
-            if replayed is not None:
-                safe = _holds(goal, replayed, piece, row[worth][:, None])
-            else:
-                bounds = bounded(network, piece.lower, piece.upper, rounded=True)
-                shape = (1, -1, *network.output.shape)
-                found = bounds.output(
-                    goal.matrix(network.dtype).reshape(shape), goal.shifts(network.dtype)
-                )
-                safe = found.bound.gather(1, row[worth][:, None])[:, 0] > 0
-            worth[worth.clone()] = safe
+            gone = cut.taken(batch, inside=False).take(worth)
+            worth[worth.clone()] = _safe(network, goal, replayed, gone, cut.row[worth])
         if not bool(worth.any()):
             return batch, score
-        ids = batch.ids[worth.numpy()]
-        below_ids, above_ids = tree.split(
-            ids, index[worth].numpy(), point[worth].numpy().astype(np.float64)
+        below, above = tree.split(
+            batch.ids[worth.numpy()], cut.index[worth].numpy(), cut.point[worth].numpy()
         )
-        up = above[worth].numpy()
-        tree.close(np.where(up, above_ids, below_ids), row[worth][:, None].numpy())
-        batch.ids = batch.ids.copy()
-        batch.ids[worth.numpy()] = np.where(up, below_ids, above_ids)
-        kept = batch.take(pick)
-        kept.lower, kept.upper = low.clone(), high.clone()
-        keep_top, keep_floor = worth & above, worth & ~above
-        kept.upper[pick[keep_top], index[keep_top]] = point[keep_top]
-        kept.lower[pick[keep_floor], index[keep_floor]] = point[keep_floor]
-        ratio = (kept.upper - kept.lower) / width.clamp(min=1e-300)
-        return kept, score * ratio.to(score)
+        up = cut.above[worth].numpy()
+        tree.close(np.where(up, above, below), cut.row[worth][:, None].numpy())
+        trimmed = cut.taken(batch, inside=True)
+        kept = _Open(
+            torch.where(worth[:, None], trimmed.lower, batch.lower),
+            torch.where(worth[:, None], trimmed.upper, batch.upper),
+            batch.ids.copy(),
+            batch.bound,
+        )
+        kept.ids[worth.numpy()] = np.where(up, below, above)
+        width = (batch.upper - batch.lower).clamp(min=1e-300)
+        return kept, score * ((kept.upper - kept.lower) / width).to(score)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """For each box one input, divided at a point; a row holds on one side of it.
+
+    Attributes:
+        index, point: (B,) of the input.
+        above: whether it is the side above that is safe.
+        row: which row holds there.
+        gain: the share of the input's width that is safe.
+    """
+
+    index: Tensor
+    point: Tensor
+    above: Tensor
+    row: Tensor
+    gain: Tensor
+
+    def taken(self, batch: _Open, *, inside: bool) -> _Open:
+        """The part that is left (inside), or the part that is cut off."""
+        pick = torch.arange(len(batch))
+        lower, upper = batch.lower.clone(), batch.upper.clone()
+        top = self.above if inside else ~self.above
+        upper[pick[top], self.index[top]] = self.point[top]
+        lower[pick[~top], self.index[~top]] = self.point[~top]
+        return _Open(lower, upper, batch.ids, batch.bound)
+
+
+def _half_lines(batch: _Open, A: Tensor, constant: Tensor) -> _Cut:
+    """Where A x + c > 0 a row holds; with the other inputs at their worst, a half-line of each."""
+    low, high = batch.lower, batch.upper
+    A, constant = A.double(), constant.double()
+    ends = torch.minimum(A * low[:, None], A * high[:, None])
+    rest = -(ends.sum(2, keepdim=True) + constant[:, :, None] - ends)
+    reach = rest / torch.where(A.abs() < 1e-12, torch.nan, A)
+    width = high - low
+    slack = 1e-4 * width[:, None]
+    tops = torch.where(A > 1e-12, reach + slack, torch.inf).min(1)
+    floors = torch.where(A < -1e-12, reach - slack, -torch.inf).max(1)
+    gain = torch.stack([(high - tops.values) / width, (floors.values - low) / width], 2)
+    best, place = gain.nan_to_num(0.0).flatten(1).max(1)
+    index, above = place // 2, place % 2 == 0
+    pick = torch.arange(len(batch))
+    return _Cut(
+        index,
+        torch.where(above, tops.values[pick, index], floors.values[pick, index]),
+        above,
+        torch.where(above, tops.indices[pick, index], floors.indices[pick, index]),
+        best,
+    )
+
+
+def _safe(
+    network: Lowered, goal: Goal, replayed: Margins | None, batch: _Open, row: Tensor
+) -> Tensor:
+    """Whether a row is positive all over each box, by what decides."""
+    if replayed is not None:
+        return _holds(goal, replayed, batch, row[:, None])
+    bounds = bounded(network, batch.lower, batch.upper, rounded=True)
+    C = goal.matrix(network.dtype).reshape(1, -1, *network.output.shape)
+    found = bounds.output(C, goal.shifts(network.dtype)).bound
+    return found.gather(1, row[:, None])[:, 0] > 0
 
 
 def bounded(network: Lowered, lower: Tensor, upper: Tensor, *, rounded: bool) -> Propagation:
     """All layers bounded on boxes (B, num_inputs) of float64, rounded outwards to the network's."""
     ((name, leaf),) = network.leaves.items()
-    dtype = network.dtype
-    low, high = lower.to(dtype), upper.to(dtype)
-    if dtype != lower.dtype:
-        low = torch.where(low > lower, torch.nextafter(low, torch.tensor(-torch.inf)), low)
-        high = torch.where(high < upper, torch.nextafter(high, torch.tensor(torch.inf)), high)
+    low, high = outward(lower, upper, network.dtype)
     shape = (len(lower), *leaf.shape)
     bounds = Propagation(
         network, {name: Box(low.reshape(shape), high.reshape(shape))}, rounded=rounded

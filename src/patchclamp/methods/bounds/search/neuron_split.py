@@ -25,6 +25,7 @@ from patchclamp.bounding.propagate import Linearised, Propagation, Start
 from patchclamp.bounding.sets import Box
 from patchclamp.bounding.slopes import Optimised, SlopeSearch, free_values
 from patchclamp.methods.bounds.search.branching import Choice, divisible, screened
+from patchclamp.methods.bounds.search.goal import outward
 from patchclamp.methods.bounds.search.limits import Limits
 from patchclamp.rules.base import Interval, Nonlinear, gamma, magnitude
 from patchclamp.rules.value import Value
@@ -149,15 +150,6 @@ class Root:
         with torch.enable_grad():  # for the slopes; nothing else asks for gradients
             bounds.run()
         return cls(bounds, optimised, [leaf, *divisible(network.values)])
-
-
-def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A box of float64 in another precision, no smaller."""
-    low, high = lower.to(dtype), upper.to(dtype)
-    if dtype != lower.dtype:
-        low = torch.where(low > lower, torch.nextafter(low, torch.tensor(-torch.inf)), low)
-        high = torch.where(high < upper, torch.nextafter(high, torch.tensor(torch.inf)), high)
-    return low, high
 
 
 @dataclass(frozen=True, kw_only=True)

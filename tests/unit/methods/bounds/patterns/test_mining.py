@@ -56,12 +56,12 @@ def test_lower_bounds_of_all_units_hold_together() -> None:
     """Truth 0.97 in 20 units; all 20 bounds hold in far more than 95% of the runs."""
     net = reading_signs(20)
     misses = 0
-    for _ in range(60):
+    for _ in range(40):
         inputs = torch.where(torch.rand(200, 20) < 0.97, 1.0, -1.0)
         labels = (torch.arange(200) < 100).long()
         mined = MinePatterns(delta=0.9).run(net, inputs, labels, (inputs, labels))
         misses += any(bool((m.lower[s] > 0.97).any()) for m in mined.values() for s in m.lower)
-    assert misses <= 8  # 60 runs with two classes each: 3 to 6 expected at most
+    assert misses <= 4  # 40 runs with two classes each; at most 4 expected
 
 
 @pytest.mark.parametrize(("hits", "num"), [(0, 7), (7, 7), (3, 7), (99, 100), (50, 1000)])
@@ -145,7 +145,7 @@ def test_what_is_refused() -> None:
         MinePatterns().run(net, inputs, labels, (inputs, labels * 0))
     with pytest.raises(DataError, match="no pattern"):
         Pattern({"a": torch.tensor([2])})
-    smooth = patchclamp.open(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), torch.zeros(2, 2))
+    smooth = patchclamp.open(nn.Sequential(nn.Linear(2, 2), nn.Tanh()).eval(), torch.zeros(2, 2))
     with pytest.raises(SiteError, match="no ReLU"):
         relu_sites(smooth)
 
