@@ -16,6 +16,7 @@ from patchclamp.methods.bounds.patterns import (
     VerifyPattern,
     relu_sites,
 )
+from patchclamp.methods.bounds.patterns.network import Constrained
 from patchclamp.net import Net
 
 WHOLE = Domain.box(torch.zeros(4), 0.0, 1.0)
@@ -59,6 +60,17 @@ def test_units_that_say_nothing_imply_nothing(net: Net) -> None:
         assert bool(WHOLE.holds(x).all())
         assert bool(pattern.followed(net, x.float()).all())
         assert int(net.run(x.float())[0].argmax()) == 1
+
+
+def test_an_input_is_a_witness_only_where_nothing_is_left_open(net: Net) -> None:
+    made = Constrained.of(net, states(net, 0, 1, -1, 0))
+    row = torch.tensor([[1.0, -1.0]]).double()
+    assert made.certainly(torch.tensor([0.0, 0, 0.5, 0.5]).double(), row)
+    for wrong in ([1.0, 0, 0.5, 0.0], [0.6, 0, 1.0, 1.0]):  # unit 1 off; unit 2 on
+        assert not made.certainly(torch.tensor(wrong).double(), row)
+    assert not made.certainly(torch.tensor([0.4, 0, 0.5, 0.0]).double(), row)  # of class 0
+    border = torch.tensor([0.1 + 0.2, 0, 0.3, 0.0]).double()
+    assert not Constrained.of(net, states(net, 1, 0, 0, 0)).certainly(border, -row)
 
 
 def test_mining_finds_the_deciding_units_and_verification_holds(net: Net) -> None:

@@ -26,11 +26,11 @@ def exact_minimum(layers: list[tuple[Array, Array]], low: Array, high: Array) ->
     lower, upper = np.full(total, -np.inf), np.full(total, np.inf)
     lower[:num_in], upper[:num_in] = low, high
     rows: list[tuple[Array, float, float]] = []
-    start, before, l, u = num_in, 0, low, high
+    start, before, least, most = num_in, 0, low, high
     for number, (w, b) in enumerate(layers):
         w, b = w.astype(np.float64), b.astype(np.float64)
-        low_z = np.maximum(w, 0) @ l + np.minimum(w, 0) @ u + b
-        high_z = np.maximum(w, 0) @ u + np.minimum(w, 0) @ l + b
+        low_z = np.maximum(w, 0) @ least + np.minimum(w, 0) @ most + b
+        high_z = np.maximum(w, 0) @ most + np.minimum(w, 0) @ least + b
         n = len(b)
         last = number == len(layers) - 1
         for i in range(n):
@@ -53,7 +53,7 @@ def exact_minimum(layers: list[tuple[Array, Array]], low: Array, high: Array) ->
             off[h], off[d] = 1, -max(high_z[i], 0)
             rows.append((off, -np.inf, 0))  # h <= u d
         before, start = start, start + (n if last else 2 * n)
-        l, u = np.maximum(low_z, 0), np.maximum(high_z, 0)
+        least, most = np.maximum(low_z, 0), np.maximum(high_z, 0)
     integral = np.zeros(total)
     at = num_in
     for n in sizes[:-1]:
@@ -173,7 +173,7 @@ def test_smooth_networks_are_never_proved_above_a_sample(
 
 
 def test_a_timeout_gives_no_verdict(tmp_path: Path) -> None:
-    data, layers = mlp((5, 60, 60, 60, 1), seed=0)
+    data, _ = mlp((5, 60, 60, 60, 1), seed=0)
     path = tmp_path / "n.onnx"
     path.write_bytes(data)
     low, high = np.full(5, -1.0), np.full(5, 1.0)

@@ -12,6 +12,7 @@ from patchclamp.core.document import Section
 from patchclamp.core.findings import Finding, Record
 from patchclamp.core.progress import Progress
 from patchclamp.methods.material import Material, Score
+from patchclamp.methods.neurons.ablation import AblationResult
 from patchclamp.methods.neurons.activity import SiteActivity
 from patchclamp.net import Net
 
@@ -24,6 +25,7 @@ class Context:
         net, material, score: what is measured, on what, by what.
         budget: time left and what was left out.
         activities: filled by the activity section, read by later ones.
+        ablated: filled by the ablation section, read by the bounds.
     """
 
     net: Net
@@ -35,6 +37,7 @@ class Context:
     command: str
     model_hash: str
     activities: list[SiteActivity] = field(default_factory=list)
+    ablated: AblationResult | None = None
 
     @property
     def over(self) -> str:

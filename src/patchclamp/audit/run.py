@@ -15,6 +15,7 @@ from patchclamp.audit.context import Context, listed, versions
 from patchclamp.audit.intake import intake
 from patchclamp.audit.sections.ablation import ablation
 from patchclamp.audit.sections.anatomy import anatomy
+from patchclamp.audit.sections.bounds import bounds
 from patchclamp.audit.sections.circuits import circuits
 from patchclamp.audit.sections.engines import engines
 from patchclamp.audit.sections.instruments import instruments
@@ -85,15 +86,24 @@ def audit(
 
 
 def _sections(ctx: Context) -> tuple[Section, ...]:
-    """Cheap ones first, then the circuit; ablation takes what is left. In reading order."""
+    """Cheap ones first, then the circuit, ablation, bounds of what it found. In reading order."""
     made: dict[str, Section] = {}
-    for make in (performance, units, engines, instruments, anatomy, circuits, ablation):
+    for make in (performance, units, engines, instruments, anatomy, circuits, ablation, bounds):
         started = time.process_time()
         section = make(ctx)
         if section is not None:
             spent = time.process_time() - started
             made[section.id] = replace(section, cpu_seconds=round(spent, 3))
-    order = ("performance", "anatomy", "circuit", "units", "ablation", "engines", "instruments")
+    order = (
+        "performance",
+        "anatomy",
+        "circuit",
+        "units",
+        "ablation",
+        "bounds",
+        "engines",
+        "instruments",
+    )
     return tuple(made[name] for name in order if name in made)
 
 
@@ -165,8 +175,8 @@ def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:
 
 def _not_yet() -> LeftOut:
     return LeftOut(
-        what="certified claims and attribution",
-        why="this version does not measure them yet",
+        what="attribution",
+        why="this version does not measure it yet",
         how_to_get_it="a later version",
     )
 

@@ -233,8 +233,11 @@ class _Walk:
 
     def next(self) -> Value | None:
         """The last value with rows that is not perturbed itself."""
-        inner = [number for number, (v, _) in self.pending.items() if v.rule is not None]
-        return self.pending[max(inner)][0] if inner else None
+        for number in sorted(self.pending, reverse=True):
+            value = self.pending[number][0]
+            if value.rule is not None:
+                return value
+        return None
 
     def step(self, value: Value) -> None:
         """Pass one value."""

@@ -180,7 +180,8 @@ class Conv(Affine):
         before = rows.where
         where = Windows(self._origin(before.origin), before.place, self._reached(before.size[1:]))
         A = rows.within()
-        if math.prod(before.size) * math.prod(where.size) <= MAX_MATRIX:
+        size = math.prod(before.size) * math.prod(where.size)
+        if size <= MAX_MATRIX and not self.weight.requires_grad:
             made = A @ self._matrix(before.size)
         else:
             made = self._through_window(A.reshape(-1, *before.size))

@@ -393,8 +393,8 @@ RECURRENT = [
     ),
     call(
         aten.lstm.input,
-        SEQUENCE,
-        [P((4, 1, 2)), P((4, 1, 2))],
+        P((1, 2, 2)),
+        [P((4, 1, 2), -0.3, 0.3), fixed(4, 1, 2)],
         _weights(4, 2, 2),
         True,
         2,

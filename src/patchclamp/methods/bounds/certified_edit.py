@@ -72,8 +72,8 @@ class EditResult:
 class CertifiedEdit:
     """Bounds of the plain and the edited network's margins, and of their difference, on boxes.
 
-    Both networks are bounded together, so that what lies before the edit is shared: an edit
-    that does nothing has a shift of 0 up to rounding.
+    Both networks are bounded together, so that what lies before the edit is shared; behind it
+    each has relaxations of its own, and even an edit of nothing has a shift there.
 
     Options: `method`, how they are bounded; `attack`, which looks for an input at which the
     edit changes the class.
@@ -130,7 +130,8 @@ class CertifiedEdit:
                 boxes[row] = one.box(is_changed=point is not None)
                 progress.advance()
         progress.finish()
-        return EditResult(boxes, found, tuple(range(len(boxes), len(points))))
+        left_out = tuple(range(len(boxes), len(points)))
+        return EditResult(boxes=boxes, points=found, left_out=left_out)
 
 
 @dataclass(eq=False)

@@ -37,7 +37,7 @@ from patchclamp.rules.base import Interval, Nonlinear
 HOLDS = "the reals, for the network as captured, with its weights taken as exact numbers"
 
 _NAME = "input"
-_COEFFICIENTS_PER_SECOND = 4e7
+_COEFFICIENTS_PER_SECOND = 5e7
 """Of backward bounds in float64, one thread; only for plans of what fits into a time."""
 
 

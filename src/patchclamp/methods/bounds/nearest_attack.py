@@ -69,8 +69,10 @@ class NearestAttack:
             found = self.descend(
                 network.logits, x, c, radius, within, generator, limits, held[todo]
             )
-            found = _drawn_near(network.logits, x, found, c)
-            hit = network.is_other(found, c)
+            drawn = _drawn_near(network.logits, x, found, c)
+            is_drawn = network.is_other(drawn, c)
+            hit = is_drawn | network.is_other(found, c)
+            found = torch.where(is_drawn.reshape(-1, *(1,) * (x.ndim - 1)), drawn, found)
             distance = _distances(x, found)
             better = hit & (distance < near)
             held[todo[better]] = found[better]

@@ -247,7 +247,11 @@ class _Work:
         """A larger radius for some rows, if this method has one."""
         low, margin = self.certified[at], self.margin[at]
         high = self.attacked[at].clamp(max=self.options.max_radius)
-        guess, _ = self._largest(self._margin(method, at, rounded=False), low, margin, high, 12)
+        fast = self._margin(method, at, rounded=False)
+        near = torch.where(low > 0, torch.minimum(4 * low, high), high)  # boxes of use are small
+        guess, at_guess = self._largest(fast, low, margin, near, 12)
+        if bool(((guess == near) & (near < high)).any()):
+            guess, _ = self._largest(fast, guess, at_guess, high, 12)
         exact = self._margin(method, at, rounded=True)
         found, margin = self._largest(exact, low, margin, guess, 4)
         for i, row in enumerate(at.tolist()):
@@ -287,6 +291,9 @@ class _Work:
             if self.limits.left <= 0 or bool((gap <= self.options.tolerance * high).all()):
                 break
             at = low + gap * weight_low / (weight_low - weight_high)
+            gain = torch.where(gap <= 0.5 * high, at - low, gap)
+            if bool((gain <= self.options.tolerance * high).all()):
+                break
             at = torch.where(torch.isfinite(at), at, low + gap / 2)
             at = torch.maximum(torch.minimum(at, high * (1 - 1e-7)), low + 0.02 * gap)
             value = bound(at)

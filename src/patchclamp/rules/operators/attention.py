@@ -26,7 +26,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """Scaled dot-product attention over (*lead, position, unit)."""
+    """Scores as a product, softmax as one rule, values as a product; masks are constant."""
     if dropout or isinstance(mask, Value):
         raise b.refuse("attention with dropout or with a perturbed mask")
     if enable_gqa:

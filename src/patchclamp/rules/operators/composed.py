@@ -115,7 +115,7 @@ def log10(b: Builder, x: Value) -> Value:
 
 
 def logsumexp(b: Builder, x: Value, axes: Sequence[int] | int, keepdim: bool = False) -> Value:
-    """mean + log of the sum of exp(x - mean), so that exponentials stay small."""
+    """The mean plus log of the sum of exp(x - mean), so that exponentials stay small."""
     wanted = [axes] if isinstance(axes, int) else list(axes)
     wanted = [a % len(x.shape) for a in wanted]
     num = math.prod(x.shape[a] for a in wanted)
@@ -198,7 +198,7 @@ def smallest(b: Builder, x: Value, axes: Sequence[int] = (), keepdim: bool = Fal
 
 
 def smallest_with_index(b: Builder, x: Value, axis: int, keepdim: bool = False) -> list[Value]:
-    """min over one axis; where it lies has no bounds, and nobody may read it."""
+    """The minimum over one axis; where it lies has no bounds, and nobody may read it."""
     return [smallest(b, x, [axis], keepdim)]
 
 

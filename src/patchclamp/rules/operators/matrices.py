@@ -88,7 +88,7 @@ def addmm(
 
 
 def einsum(b: Builder, equation: str, operands: Sequence[Operand], **kwargs: object) -> Value:
-    """Of one value, or a product of two: a matrix product between moves of axes."""
+    """Of two arguments: a product of matrices between moves of axes."""
     left, _, right = equation.replace(" ", "").partition("->")
     letters = left.split(",")
     plain = "->" in equation and "." not in equation and len(letters) == len(operands) == 2

@@ -35,17 +35,17 @@ aten = torch.ops.aten
 
 
 def gelu(b: Builder, x: Value, *, approximate: str = "none") -> Value:
-    """Both forms."""
+    """GELU, exact or by tanh, each with its own rule."""
     return b.add(GeluTanh(x.shape) if approximate == "tanh" else Gelu(x.shape), x)
 
 
 def leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
-    """With a constant slope."""
+    """Leaky ReLU with a constant slope."""
     return b.add(LeakyReLU(x.shape, slope=float(slope)), x)
 
 
 def prelu(b: Builder, x: Value, weight: Operand) -> Value:
-    """With constant slopes, one for all or one for each channel."""
+    """PReLU with constant slopes, one for all or one for each channel."""
     if isinstance(weight, Value):
         raise b.refuse("PReLU with a perturbed slope")
     slopes = b.constant(weight)

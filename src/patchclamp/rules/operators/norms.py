@@ -26,7 +26,7 @@ def batch_norm(
     variance: Tensor | None,
     *rest: object,
 ) -> Value:
-    """In evaluation mode; (training, momentum, eps, cudnn) or (momentum, eps) follow."""
+    """A factor and shifts, in evaluation mode with constant parameters."""
     numbers = [r for r in rest if isinstance(r, float)]
     training = any(r is True for r in rest[:1])
     if (

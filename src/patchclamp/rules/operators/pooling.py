@@ -105,7 +105,7 @@ def max_pooled(num_axes: int) -> Build:
 
 
 def largest(b: Builder, x: Value, axes: Sequence[int] = (), keepdim: bool = False) -> Value:
-    """amax over axes, one after the other."""
+    """The maximum over axes, one after the other."""
     wanted = sorted((a % len(x.shape) for a in (axes or range(len(x.shape)))), reverse=True)
     for axis in wanted:
         x = b.add(AmaxAxis(x.shape, axis=axis, keep=keepdim), x)
@@ -113,7 +113,7 @@ def largest(b: Builder, x: Value, axes: Sequence[int] = (), keepdim: bool = Fals
 
 
 def largest_with_index(b: Builder, x: Value, axis: int, keepdim: bool = False) -> list[Value]:
-    """max over one axis; where it lies has no bounds, and nobody may read it."""
+    """The maximum over one axis; where it lies has no bounds, and nobody may read it."""
     return [b.add(AmaxAxis(x.shape, axis=axis, keep=keepdim), x)]
 
 

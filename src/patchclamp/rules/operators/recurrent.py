@@ -157,7 +157,7 @@ def layered(cell: Cell, num_states: int) -> Build:
         bidirectional: bool,
         batch_first: bool,
     ) -> list[Operand]:
-        """Unrolled over time."""
+        """Unrolled over time: linear layers, gates and products."""
         per_layer = 4 if has_biases else 2
         num = num_layers * (2 if bidirectional else 1)
         if (train and dropout) or len(weights) != per_layer * num:
@@ -195,7 +195,7 @@ def single(cell: Cell, num_states: int) -> Build:
         bias_input: Operand | None = None,
         bias_state: Operand | None = None,
     ) -> Operand | list[Operand]:
-        """One step."""
+        """One step of a recurrent layer."""
         state = (given,) if isinstance(given, (Value, Tensor)) else tuple(given)  # type: ignore[arg-type]  # several states
         made = cell(b, x, state, (of_input, of_state, bias_input, bias_state))
         return made[0] if num_states == 1 else list(made)

@@ -248,6 +248,17 @@ def test_numbers_that_float64_does_not_hold_know_their_error() -> None:
         entry = Fraction(float(step.terms[0].rows(np.array([0]))[0, 0]))
         error = abs(entry - Fraction(1, 3))
         assert 0 < error <= Fraction(step.terms[0].relative) * entry < Fraction(1, 10**15)
+    # The matrix before a division is rounded twice: in 1 / 3 and in the product.
+    w = f32(RNG, 3, 300)
+    nodes = [node("MatMul", "x w", "h"), node("Div", "h three", "y")]
+    step = read_network(packed(nodes, {"w": w, "three": np.float32(3)}, (1, 3))).steps[-1]
+    assert isinstance(step, Affine)
+    term = step.terms[0]
+    worst = max(
+        abs(1 - 3 * Fraction(float(found)) / Fraction(float(exact)))
+        for found, exact in zip(term.rows(np.arange(300)).ravel(), w.T.ravel(), strict=True)
+    )
+    assert Fraction(1, 2**53) * 101 / 100 < worst <= Fraction(term.relative) < Fraction(1, 10**15)
     weights = {"w": np.ones((3, 1), np.float32), "b": np.float32([1]), "c": np.float32([1e-10])}
     nodes = [node("Gemm", "x w b", "h"), node("Add", "h c", "y")]
     step = read_network(packed(nodes, weights, (1, 3))).steps[-1]

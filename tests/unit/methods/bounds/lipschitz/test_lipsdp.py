@@ -135,8 +135,8 @@ def test_deep_chains_of_wide_ranging_weights_are_scaled_anew() -> None:
 def test_refusals(form: QuadraticForm, chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"20 variables and 16 constraints needs about .* GB"):
         solve(form, Norm.L2, SolverOptions(memory_limit_gb=1e-6), layers=False)
+    wide = Linear(torch.ones(50_000, 8))
     with pytest.raises(EngineError, match="100008 inputs and neurons together need about 1600"):
-        wide = Linear(torch.ones(50_000, 8))
         Lipschitz().run(Chain((wide, relu(), relu()), 8))
     with pytest.raises(InputError, match="one output at a time"):
         solve(form, Norm.LINF, SolverOptions(), layers=False)
