@@ -51,7 +51,7 @@ from patchclamp.truth.hidden_counterexamples import (
 )
 
 STRONG = Probe(num_restarts=1000, num_steps=50)
-CONTROLS = ("relu_5", "relu_6", "relu_8")
+CONTROLS = ("relu_5", "relu_6")
 REPLAYED = f"{Fault.LOW_LINE}, replayed"
 NUM_PLANTED, NUM_CLEAN = 2, 1
 
@@ -100,7 +100,7 @@ RECIPES = {
         (1, 5, 5), (64,), kind=Kind.CONV, channels=(8,), activation=Activation.TANH
     ),
     "conv_3x8x8": recipe((3, 8, 8), (64,), kind=Kind.CONV, channels=(8, 8), num_rounds=1000),
-    "attention_1x4x4": recipe((1, 4, 4), (32,), kind=Kind.ATTENTION, channels=(16,)),
+    "attention_1x6x4": recipe((1, 6, 4), (32,), kind=Kind.ATTENTION, channels=(16,)),
 }
 
 

@@ -43,7 +43,7 @@ def at_points(linear: Linear, at: dict[str, Tensor]) -> Tensor:
     return total
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(family=NETWORKS, seed=SEEDS, radius=st.floats(1e-4, 0.2), norm=NORMS)
 def test_bounds_hold_on_samples(family: object, seed: int, radius: float, norm: float) -> None:
     """4000 samples of every output and of random rows of them; linear bounds at each sample."""
@@ -73,7 +73,7 @@ def test_bounds_hold_on_samples(family: object, seed: int, radius: float, norm: 
         assert bool((at_points(found.above, at) >= wanted - slack).all()), method
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(family=NETWORKS, seed=SEEDS)
 def test_radius_0_encloses_the_value(family: object, seed: int) -> None:
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def test_radius_0_encloses_the_value(family: object, seed: int) -> None:
         assert float((upper - lower).max()) < 1e-8, method
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     family=NETWORKS, seed=SEEDS, radius=st.floats(1e-3, 0.2), share=st.floats(0, 0.9), norm=NORMS
 )

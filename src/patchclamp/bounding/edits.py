@@ -6,6 +6,7 @@ constants; one that shifts, scales or limits them is a rule of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,7 @@ from patchclamp.core.edit_kinds import Clamp, Mean, Patch, Scale, Steer, Zero
 from patchclamp.core.edits import Chosen, Edit, Frame, Index, choose
 from patchclamp.core.errors import EditError
 from patchclamp.core.sites import Tap
+from patchclamp.model.inputs import BATCH
 from patchclamp.rules.operators.builder import Builder, Operand, scaled, shape_of
 from patchclamp.rules.operators.nonlinear import clamp
 from patchclamp.rules.operators.parts import rewritten
@@ -46,6 +48,24 @@ def editing(edit: Edit, tap: Tap) -> Rewrite:
         return rewritten(b, x, index, lambda p: change(b, p, frame, chosen))
 
     return rewrite
+
+
+_VALUES = {Patch: "values", Clamp: "value", Steer: "direction", Scale: "factor"}
+
+
+def of_example(edit: Edit, tap: Tap, number: int, total: int) -> Edit:
+    """The edit of one example, where what it puts has a row for each of them; else itself."""
+    name = _VALUES.get(type(edit))
+    given = None if name is None else getattr(edit, name)
+    if given is None or total == 1 or hasattr(given, "dims") or isinstance(given, (int, float)):
+        return edit
+    tensor = torch.as_tensor(given)
+    if tensor.ndim != len(tap.axes) or BATCH not in tap.axes:
+        return edit
+    at = tap.axes.index(BATCH)
+    if tensor.shape[at] != total:
+        return edit
+    return dataclasses.replace(edit, **{str(name): tensor.narrow(at, number, 1)})  # type: ignore[arg-type]  # one of the edit's own fields
 
 
 _Change = Callable[[Builder, Operand, Frame, Chosen], Operand]

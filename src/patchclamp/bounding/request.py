@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from patchclamp.bounding.edits import editing
+from patchclamp.bounding.edits import editing, of_example
 from patchclamp.bounding.lowering import Rewrite, lower
 from patchclamp.bounding.results import Bounds
 from patchclamp.bounding.sets import Around, PerturbedSet
@@ -133,14 +133,18 @@ class _Work:
 
     # ---- names --------------------------------------------------------------
 
+    def _parameters(self) -> dict[str, Tensor]:
+        """By path; a shared one under each of its paths."""
+        return dict(self.net.module.named_parameters(remove_duplicate=False))
+
     def _site(self, name: str) -> list[Tap]:
         """The site of this name, or nothing where it is a parameter's path."""
         try:
             return self.net.taps(name)
         except SiteError:
-            if name in dict(self.net.module.named_parameters()):
+            if name in self._parameters():
                 return []
-            known = [*dict(self.net.module.named_parameters()), *self.net.sites.sites]
+            known = [*self._parameters(), *self.net.sites.sites]
             raise SiteError(
                 f"{self.net.name} has no site and no parameter '{name}'",
                 nearest=nearest(name, known),
@@ -153,7 +157,7 @@ class _Work:
             return Target(name, tap, [self._node(tap)], given)
         if name == INPUT:
             return self._input(given)
-        weight = self.net.module.get_parameter(name)
+        weight = self._parameters()[name]
         nodes = [
             n
             for n in self.graph.nodes
@@ -246,6 +250,8 @@ class _Work:
             stack += node.inputs()
         if any(n.kind is Kind.INPUT and n not in stops for n in seen):
             return False
+        if any(of_example(edit, tap, 0, self.num) is not edit for edit, tap in self.edits):
+            return False
         return not any(
             isinstance(t.spec, Around)
             and (t.spec.where or (t.number is None and t.nodes[0].kind is not Kind.CONST))
@@ -265,7 +271,8 @@ class _Work:
             for node in target.nodes:
                 rewrites.setdefault(node, []).append(target.rewrite)
         for edit, tap in self.edits:
-            rewrites.setdefault(self._node(tap), []).append(editing(edit, tap))
+            own = of_example(edit, tap, first, self.num)
+            rewrites.setdefault(self._node(tap), []).append(editing(own, tap))
         restricted: list[Value] = []
         for tap, limits in self.limits:
             made = restricting(tap, limits, restricted, examples)

@@ -26,6 +26,7 @@ class Bounds:
             its elements in their flat order.
         method: how they were found.
         holds: what they hold over.
+        constants: values that forward mode knows by their intervals only, by address.
     """
 
     tensors: Interval
@@ -34,6 +35,7 @@ class Bounds:
     above: Linear | None
     method: Method
     holds: str
+    constants: tuple[str, ...] = ()
 
     @property
     def lower(self) -> xarray.DataArray:

@@ -44,7 +44,7 @@ class SlopeSearch:
         Args:
             bounds: whose intervals are used.
             start: rows on values, and their constants.
-            best: their bounds by the first slopes, (N, R).
+            best: lower bounds that are known, such as those by the first slopes, (N, R).
             first: slopes to start from, for some values; the default ones for the others.
 
         Returns:
@@ -139,14 +139,19 @@ class Optimised:
     kept: dict[tuple[Value, float], list[tuple[Tensor, dict[Value, Tensor]]]] | None = None
 
     def __call__(self, value: Value, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the elements of a value."""
-        sides = []
-        for sign in (1.0, -1.0):
-            start = self.bounds.start(value, index, sign)
-            with torch.no_grad():
-                found = self.bounds.linearise(*start).bound
-            best, slopes = self.search.improve(self.bounds, start, found)
-            if self.kept is not None:
-                self.kept.setdefault((value, sign), []).append((index, slopes))
-            sides.append(best)
-        return sides[0], -sides[1]
+        """Bounds of the elements of a value: rows and their negatives are optimised together."""
+        rows, constant = self.bounds.start(value, index, 1.0)
+        start = {v: torch.cat([A, -A], 1) for v, A in rows.items()}
+        sides = [side.flatten(1).index_select(1, index) for side in self.bounds.interval(value)]
+        known = torch.cat([sides[0], -sides[1]], 1)
+        best, slopes = self.search.improve(
+            self.bounds, (start, torch.cat([constant, -constant], 1)), known
+        )
+        if self.kept is not None:
+            for sign, rows_of in zip(
+                (1.0, -1.0), (slice(len(index)), slice(len(index), None)), strict=True
+            ):
+                chosen = {v: s[:, :, rows_of] for v, s in slopes.items()}
+                self.kept.setdefault((value, sign), []).append((index, chosen))
+        lower, upper = best.chunk(2, 1)
+        return lower, -upper

@@ -7,7 +7,7 @@ arXiv 2002.12920 (general graphs, forward mode); Xu et al. 2021, arXiv 2011.1382
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -52,12 +52,14 @@ class Found:
     Attributes:
         lower, upper: (N, R).
         below, above: linear bounds, where they were asked for and the method has them.
+        constants: values that forward mode knows by their intervals only, by name.
     """
 
     lower: Tensor
     upper: Tensor
     below: Linear | None = None
     above: Linear | None = None
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -92,8 +94,10 @@ class Way:
             forward.run()
             self._require_met(bounds)
             if self.method is Method.FORWARD:
-                return self._forward(forward, rows, index)
-            return self._backward(bounds, rows, index)
+                found = self._forward(forward, rows, index)
+            else:
+                found = self._backward(bounds, rows, index)
+            return replace(found, constants=tuple(dict.fromkeys(forward.constants)))
         bounds.run()
         self._require_met(bounds)
         found = self._backward(bounds, rows, index)

@@ -212,7 +212,7 @@ class Lines(Relaxation):
     def backward(self, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Positive coefficients take the line below, negative ones the line above."""
         down = A.clamp(max=0)
-        rows = torch.addcmul(A * self.below_slope, down, self._bend)
+        rows = (A * self.below_slope).addcmul_(down, self._bend)
         if self.below is None:
             return (rows,), _total(down, self.above)
         return (rows,), _total(A, self.below) + _total(down, self._rise)

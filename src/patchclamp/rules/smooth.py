@@ -137,8 +137,6 @@ class Smooth(Unary):
     def relax(self, boxes: tuple[Interval, ...], slopes: Tensor | None = None) -> Lines:
         ends = Ends.of(self, boxes[0])
         require_finite(self, boxes[0], ends.at_lower[:, 0], ends.at_upper[:, 0])
-        if slopes is None and type(self).below is Smooth.below:
-            return self._both_sides(ends)
         choices = (None, None) if slopes is None else slopes.unbind()
         below_slope, below = self.below(1, ends, choices[0])
         above_slope, above = self.below(-1, ends.negated(), choices[1])
@@ -168,33 +166,18 @@ class Smooth(Unary):
             last = torch.clamp(_look_up(table, upper - piece.stop), start, stop)
         return Touching(first, last, start > stop)
 
-    def _both_sides(self, ends: Ends) -> Lines:
-        """The default lines, one side stacked on the other: half as many small operations."""
-        pairs = zip(*(self.touching(sign, ends.lower, ends.upper) for sign in (1, -1)), strict=True)
-        sign = ends.lower.new_tensor([1.0, -1.0]).reshape(2, *(1,) * ends.lower.ndim)
-        signed = replace(ends, at_lower=ends.at_lower * sign, at_upper=ends.at_upper * sign)
-        touching = Touching(*(torch.stack(pair) for pair in pairs))
-        slope, intercept = (x.unbind() for x in self._line(sign, signed, touching, None))
-        return Lines(slope[0], intercept[0], -slope[1], -intercept[1])
-
     def below(self, sign: int, ends: Ends, choice: Tensor | None) -> tuple[Tensor, Tensor]:
         """Slope and intercept of a line below sign * f, of which `ends` knows the values."""
-        touching = self.touching(sign, ends.lower, ends.upper)
-        return self._line(sign, ends, touching, choice)
-
-    def _line(
-        self, sign: int | Tensor, ends: Ends, touching: Touching, choice: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
         lower, upper = ends.lower, ends.upper
-        first, last, empty = touching
+        first, last, empty = self.touching(sign, lower, upper)
         if choice is None:
             point = middle(lower, upper)
         else:
             point = torch.lerp(first, last, choice)
         point = torch.clamp(point, first, last)
         value, slope = self.both(point)
-        if not isinstance(sign, int) or sign < 0:
-            value, slope = value * sign, slope * sign
+        if sign < 0:
+            value, slope = -value, -slope
         at_point = value - slope * point
         at_lower, at_upper = ends.at_lower - slope * lower, ends.at_upper - slope * upper
         chord = empty | (torch.maximum(at_lower, at_upper) <= at_point)
@@ -203,10 +186,11 @@ class Smooth(Unary):
         intercept = torch.where(chord, at_ends, torch.minimum(at_ends, at_point))
         return slope, intercept - self.allowance(ends, slope)
 
-    def _chord(self, sign: int | Tensor, ends: Ends) -> Tensor:
+    def _chord(self, sign: int, ends: Ends) -> Tensor:
         """The slope of the chord, within what the derivative can be: no noise where u - l is 0."""
+        least, most = self.steepest if sign > 0 else (-self.steepest[1], -self.steepest[0])
         width = (ends.upper - ends.lower).clamp(min=torch.finfo(ends.far.dtype).tiny)
-        return sign * (sign * (ends.at_upper - ends.at_lower) / width).clamp(*self.steepest)
+        return ((ends.at_upper - ends.at_lower) / width).clamp(least, most)
 
     def allowance(self, ends: Ends, slope: Tensor) -> Tensor:
         """What rounding can have done to an intercept.

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import patchclamp
-from patchclamp.audit import audit, problems
+from patchclamp.audit import audit, problems, provable
 from patchclamp.audit.budget import Budget
 from patchclamp.audit.intake import intake
 from patchclamp.core.document import Document
@@ -30,12 +30,18 @@ from tests.networks import Counting, DataDependent, fresh
 from tests.snapshots import snapshot
 
 SECTIONS = ["performance", "anatomy", "units", "ablation", "engines", "instruments"]
-"""Those of every audit; the circuit stands after the anatomy where there is one."""
+"""Those of every audit; circuit and bounds stand among them where time and data allow."""
+
+
+@pytest.fixture(autouse=True)
+def _few_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of two rows: test_bounds_section.py has what is said of them."""
+    monkeypatch.setattr(provable, "_MAX_ROWS", 2)
 
 
 def sections(found: Document) -> list[str]:
-    """Without the circuit, for which time or data may be lacking."""
-    return [s.id for s in found.sections if s.id != "circuit"]
+    """Without those for which time or data may be lacking."""
+    return [s.id for s in found.sections if s.id not in ("circuit", "bounds")]
 
 
 @cache
@@ -90,12 +96,21 @@ def test_every_section_and_its_findings_are_there() -> None:
     found = document()
     assert sections(found) == SECTIONS
     assert found.sections[2].id == "circuit"
+    assert found.sections[5].id == "bounds"
     ids = [f.id for f in found.findings]
     assert len(ids) == len(set(ids))
-    for start in ("performance/", "calibration/", "circuit/", "units/dead", "ablation/", "engine/"):
+    for start in (
+        "performance/",
+        "calibration/",
+        "circuit/",
+        "units/dead",
+        "ablation/",
+        "engine/",
+        "bounds/",
+    ):
         assert any(i.startswith(start) for i in ids), start
     assert len(found.left_out) == 1
-    assert found.left_out[0].what.startswith("certified")
+    assert found.left_out[0].what == "attribution"
 
 
 def test_every_finding_says_how_it_was_made() -> None:
@@ -108,12 +123,15 @@ def test_every_finding_says_how_it_was_made() -> None:
         assert record.versions["torch"] == torch.__version__
         validated = finding.id.startswith("instrument/")
         assert (finding.evidence is Evidence.VALIDATED) is validated
-        assert finding.evidence is not Evidence.CERTIFIED
+        assert (finding.evidence is Evidence.CERTIFIED) is bool(finding.certificate)
+        assert not finding.certificate or finding.id.startswith("bounds/")
         starts = ("160 rows", "4 rows")
         if validated:
             starts = ("one planted network", "3 planted networks")
         elif finding.id.startswith("circuit/"):
             starts = ("8 held-out pairs of telling",)
+        elif finding.id.startswith("bounds/"):
+            starts = ("2 rows of digits", "the boxes of 2 of 2 rows of digits")
         assert finding.over.startswith(starts)
 
 
@@ -159,7 +177,7 @@ def test_problems_counts_expectations_that_do_not_hold_and_nothing_else() -> Non
     found = document()
     assert problems(found) == sum(
         f.verdict is Verdict.DOES_NOT_HOLD
-        and not f.id.startswith(("ablation/", "circuit/", "units/sel"))
+        and not f.id.startswith(("ablation/", "circuit/", "units/sel", "bounds/"))
         for f in found.findings
         if f.id != "units/redundant"
     )
@@ -170,7 +188,8 @@ def test_problems_counts_expectations_that_do_not_hold_and_nothing_else() -> Non
     every = [with_verdict(f, Verdict.DOES_NOT_HOLD) for f in found.findings]
     section = dataclasses.replace(found.sections[0], findings=tuple(every))
     worst = dataclasses.replace(found, sections=(section,))
-    descriptive = [f for f in every if f.id.startswith(("ablation/", "circuit/", "units/"))]
+    starts = ("ablation/", "circuit/", "units/", "bounds/")
+    descriptive = [f for f in every if f.id.startswith(starts)]
     assert problems(worst) == len(every) - len(descriptive) + 1, "units/dead is an expectation"
     fine = [with_verdict(f, Verdict.HOLDS) for f in found.findings]
     section = dataclasses.replace(found.sections[0], findings=tuple(fine))

@@ -19,7 +19,7 @@ from patchclamp.rules.operators.table import TABLE
 from patchclamp.rules.value import Value
 from tests.unit.bounding.operator_cases import AFFINE, CALLS, CONSTANT, MOVING, Call, P
 
-NUM_BOXES, NUM_POINTS = 2, 48
+NUM_BOXES, NUM_POINTS = 2, 32
 
 
 def perturbed(case: Call) -> list[P]:

@@ -254,6 +254,24 @@ def test_gradients_go_through() -> None:
     assert bool((found[0] != 0).any())
 
 
+@pytest.mark.parametrize("name", ["dense", "sigmoid", "conv"])
+def test_kept_slopes_give_the_bounds(name: str) -> None:
+    """Both signs are optimised in one go; each row's slopes are found again under its sign."""
+    _, network, x = made(name)
+    bounds = Propagation(network, {"input": box(network, x, torch.tensor([0.1]))})
+    bounds.improve = kept = Optimised(bounds, SlopeSearch(num_steps=4), kept={})
+    bounds.run()
+    assert kept.kept
+    reached = 0
+    for (value, sign), parts in kept.kept.items():
+        for index, slopes in parts:
+            found = bounds.linearise(*bounds.start(value, index, sign), slopes).bound
+            side = bounds.interval(value)[0 if sign > 0 else 1].flatten(1)[:, index] * sign
+            assert bool((found <= side + 1e-9).all())
+            reached += int((found >= side - 1e-9).sum())
+    assert reached > 0.9 * sum(len(i) for parts in kept.kept.values() for i, _ in parts)
+
+
 def test_a_ball_is_not_its_hull() -> None:
     """The first layer over an L2 ball is bounded over the ball itself."""
     _, network, x = made("dense")

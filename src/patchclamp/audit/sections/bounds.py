@@ -116,7 +116,7 @@ class _Page:
         num = len(self.rows)
         proved = sum(r.certified is not None and r.certified >= radius for r in self.rows)
         broken = sum(r.attacked is not None and r.attacked <= radius for r in self.rows)
-        return proved / num, 1 - broken / num
+        return proved / num, (num - broken) / num
 
     def _curve(self) -> Curve:
         last = max([*self.certified, *self.attacked], default=self.planned.max_radius)
@@ -176,10 +176,15 @@ class _Page:
                 Column(name="row", title="Row", role="number"),
                 Column(name="label", title="Label"),
                 Column(name="given", title="Given"),
-                Column(name="certified", title="Certified radius", role="number", help="proved"),
-                Column(name="attacked", title="Attacked radius", role="number", help="found"),
-                Column(name="by", title="Proved by"),
-                Column(name="known", title="What is known"),
+                Column(name="certified", title="Certified", role="number", help="radius, proved"),
+                Column(
+                    name="attacked",
+                    title="Attacked",
+                    role="number",
+                    help="radius at which a change was found",
+                ),
+                Column(name="by", title="By", help="the bounds that proved it"),
+                Column(name="rest", title="The rest", help="what is not known"),
             ),
             rows=tuple(rows),
             note=f"Radii are in units of the network's input. The set: {self.set_in_words}.",
@@ -204,11 +209,11 @@ class _Page:
             engine="graph",
         )
 
-    @property
-    def certificate(self) -> str:
-        """The set, the arithmetic and the network."""
+    def certificate(self, share: float = 1.0) -> str:
+        """The set, the arithmetic and the network; for a share of each radius."""
+        part = "" if share == 1 else f", here {share:g} times the row's certified radius"
         return (
-            f"over {self.found.holds}; the set is {self.set_in_words}; bounds by "
+            f"over {self.found.holds}; the set is {self.set_in_words}{part}; bounds by "
             f"{', '.join(self.planned.methods)} in float64, rounded outwards; network "
             f"{self.ctx.net.name}, SHA-256 {self.ctx.model_hash}"
         )
@@ -236,11 +241,11 @@ class _Page:
             )
             if proved
             else None,
-            evidence=Evidence.CERTIFIED,
+            evidence=Evidence.CERTIFIED if proved else Evidence.OBSERVED,
             verdict=Verdict.HOLDS if proved else Verdict.UNKNOWN,
             over=self.planned.over,
             record=method,
-            certificate=self.certificate,
+            certificate=self.certificate() if proved else "",
             caveats=(
                 "a statement about these rows and not about others",
                 "rounding in the network's own arithmetic is not part of it",
@@ -248,21 +253,22 @@ class _Page:
         )
 
     def _grey_level(self) -> Finding:
-        radius = _GREY_LEVEL * self.planned.max_radius
-        low, high = self.accuracy(radius)
+        dark, bright = self.planned.within or (torch.zeros(1), torch.ones(1))
+        widths = (bright - dark).double() * _GREY_LEVEL  # of each channel, as the network sees it
+        low, high = self.accuracy(float(widths.max()))[0], self.accuracy(float(widths.min()))[1]
         return Finding(
             id="bounds/grey-level",
-            claim=f"No change of every pixel by up to 1/255 of its range changes the class of "
-            f"{low:.0%} of the rows, which are classified correctly.",
+            claim=f"At least {low:.0%} of the rows are classified correctly and stay so whatever "
+            "all pixels change to at once within 1/255 of their range.",
             subject="logits",
             effect=low,
             unit="share of rows",
             interval=Interval(low=low, high=high, level=1.0, method="proof below, attack above"),
-            evidence=Evidence.CERTIFIED,
+            evidence=Evidence.CERTIFIED if low > 0 else Evidence.OBSERVED,
             verdict=Verdict.HOLDS if low > 0 else Verdict.UNKNOWN,
             over=self.planned.over,
-            record=self.record("bounds.radius", "certified accuracy", radius=radius),
-            certificate=self.certificate,
+            record=self.record("bounds.radius", "certified accuracy", radius=float(widths.max())),
+            certificate=self.certificate() if low > 0 else "",
             caveats=("a statement about these rows and not about others",),
         )
 
@@ -296,13 +302,11 @@ def _known(r: Radius) -> str:
     """In words; what is unknown is said to be."""
     if not r.is_right:
         return "wrong as it is"
-    if not r.certified:
-        start = "unknown" if r.certified is None else "unknown from the row on"
-    else:
-        start = "proved, then unknown"
-    if r.attacked is not None:
-        return f"{start}, then changed"
-    return f"{start}; no change found" if r.searched else f"{start}; not attacked"
+    if r.certified and r.attacked is not None:
+        return "unknown between"
+    if r.certified:
+        return "unknown beyond"
+    return "unknown" if r.attacked is None else "unknown below"
 
 
 def _counts(values: Sequence[float], edges: Sequence[float]) -> tuple[int, ...]:
@@ -383,11 +387,11 @@ def _edit_table(result: EditResult, page: _Page) -> Table:
         columns=(
             Column(name="label", title="Label"),
             Column(name="radius", title="Radius", role="number"),
-            Column(name="plain", title="Margin, at least", role="number", help="without the edit"),
-            Column(name="edited", title="Edited, at least", role="number", help="with the edit"),
+            Column(name="plain", title="Margin from", role="number", help="without the edit"),
+            Column(name="edited", title="Edited from", role="number", help="with the edit"),
             Column(name="low", title="Shift from", role="number", help="of any margin"),
             Column(name="high", title="Shift to", role="number", help="of any margin"),
-            Column(name="verdict", title="Class kept"),
+            Column(name="verdict", title="Kept", help="the class, in the whole box"),
         ),
         rows=tuple(rows),
         note="Margins are logits of the label minus the nearest other; all bounds are proved for "
@@ -421,7 +425,7 @@ def _edit_finding(page: _Page, least: Importance, result: EditResult) -> Finding
             edits=least.edits,
             engine="graph",
         ),
-        certificate=page.certificate if proved else "",
+        certificate=page.certificate(_EDIT_SHARE) if proved else "",
         caveats=(
             f"no margin changes by more than {result.largest_shift:.3g} logits in these boxes, "
             "which is proved as well",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchclamp.bounding.ways import Method
 from patchclamp.core.edits import Edit
-from patchclamp.core.errors import BoundError, EditError, InputError
+from patchclamp.core.errors import EditError, EngineError, InputError
 from patchclamp.core.findings import Interval as Span
 from patchclamp.core.findings import Verdict
 from patchclamp.core.progress import SILENT, Progress
@@ -83,7 +83,8 @@ class CertifiedEdit:
     Randomness: of the attack, by `attack.seed`.
     Cost: one bound in float64 of the network and of what lies behind the edit, a row.
     Raises: InputError, CaptureError as CertifiedRadius; EditError for an edit that has no
-        rule; BoundError for an operator without one, or a site that is not captured.
+        rule; BoundError for an operator without one, or a site that is not captured;
+        EngineError where a proof and an input that was found contradict each other.
     Fails when: relaxations are loose; the verdict is then unknown.
     Source: Zhang et al. 2018, arXiv 1811.00866; Paulsen et al. 2020, arXiv 2001.03662, for
         differences of networks.
@@ -165,7 +166,7 @@ class _Row:
         edited = torch.maximum(edited, both)
         holds = bool((plain > 0).all()) and bool((edited > 0).all())
         if holds and is_changed:
-            raise BoundError(
+            raise EngineError(
                 "an edit was proved to change no class where an input was found that it changes",
                 hint="a bound is wrong: report it, with the network and the input",
             )

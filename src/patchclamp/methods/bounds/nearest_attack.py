@@ -20,6 +20,9 @@ from patchclamp.rules.base import Interval
 Logits = Callable[[Tensor], Tensor]
 """(B, *shape) -> (B, K), differentiable."""
 
+_MAX_ELEMENTS = 1 << 22
+"""Of all samples together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NearestAttack:
@@ -32,13 +35,15 @@ class NearestAttack:
     Shapes: points (N, *shape); classes (N,); distances (N,), infinite where nothing was found.
     Units: those of the input.
     Randomness: the starting points, by `seed`.
-    Cost: at most num_rounds x num_restarts x num_steps passes forwards and backwards a row.
+    Cost: at most num_rounds x num_restarts x num_steps passes forwards and backwards a row,
+        and num_rounds x num_samples forwards.
     Raises: nothing of its own.
     Fails when: gradients vanish or mislead; a distance is only an upper bound of the nearest.
     Source: Madry et al. 2018, arXiv 1706.06083.
     """
 
-    num_restarts: int = 4
+    num_samples: int = 64
+    num_restarts: int = 5
     num_steps: int = 20
     num_rounds: int = 10
     seed: int = 0
@@ -95,16 +100,16 @@ class NearestAttack:
         """Per row the point within the radius at which its class stands lowest: (N, *shape).
 
         The first restart begins at `start` and goes against the best other class, the others
-        each from a random point against one class, the likeliest first.
+        each from one of the worst of many random points against one class, the likeliest first.
         """
         num, K = self.num_restarts, int(logits(points[:1]).shape[1])
-        lower, upper = (side.repeat_interleave(num, 0) for side in _inner(points, radius, within))
-        share = torch.rand(lower.shape, generator=generator).to(lower)
-        x = lower + (upper - lower) * share
+        box = _inner(points, radius, within)
+        x = self._sampled(logits, classes, box, generator)
+        lower, upper = (side.repeat_interleave(num, 0) for side in box)
         first = points if start is None else start
         x[::num] = 0.9 * first.to(x) + 0.1 * x[::num]
         own = classes.repeat_interleave(num)
-        target = self._targets(logits, points, classes, min(num, K - 1))
+        target = self._targets(logits, points, classes, min(num, K) - 1)
         step = (upper - lower) / 4
         best, lowest = x, torch.full((len(x),), math.inf)
         for _ in range(self.num_steps + 1):
@@ -124,14 +129,30 @@ class NearestAttack:
         pick = lowest.reshape(-1, num).argmin(1) + num * torch.arange(len(points))
         return best[pick].to(points)
 
+    def _sampled(
+        self, logits: Logits, classes: Tensor, box: Interval, generator: torch.Generator
+    ) -> Tensor:
+        """Per row the num_restarts random points at which its class stands lowest."""
+        rows, shape = len(box.lower), box.lower.shape[1:]
+        room = _MAX_ELEMENTS // box.lower.numel()
+        num = max(self.num_restarts, min(self.num_samples, room))
+        share = torch.rand((rows, num, *shape), generator=generator).to(box.lower)
+        x = box.lower[:, None] + (box.upper - box.lower)[:, None] * share
+        if num > self.num_restarts:
+            own = classes.repeat_interleave(num)
+            with torch.no_grad():
+                y = logits(x.flatten(0, 1))
+            margin = _margins(y, own, torch.full_like(own, -1))[0].reshape(rows, num)
+            kept = margin.topk(self.num_restarts, largest=False).indices
+            x = x[torch.arange(rows)[:, None], kept]
+        return x.flatten(0, 1)
+
     def _targets(self, logits: Logits, points: Tensor, classes: Tensor, num: int) -> Tensor:
         """(N * num_restarts,) the class that each restart aims at; -1 for the best other."""
         with torch.no_grad():
             y = logits(points).scatter(1, classes[:, None], -math.inf)
-        ranked = y.topk(num, 1).indices
-        ranked[:, 0] = -1
         rest = torch.full((len(points), self.num_restarts - num), -1)
-        return torch.cat([ranked, rest], 1).flatten()
+        return torch.cat([rest, y.topk(num, 1).indices], 1).flatten()
 
 
 def _margins(y: Tensor, own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

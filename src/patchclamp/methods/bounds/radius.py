@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from patchclamp.bounding.ways import Method
-from patchclamp.core.errors import BoundError, InputError
+from patchclamp.core.errors import BoundError, EngineError, InputError
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.methods.bounds.margins import HOLDS, Classifier, around, limits_of
 from patchclamp.methods.bounds.nearest_attack import NearestAttack
@@ -91,8 +91,8 @@ class CertifiedRadius:
     Cost: the attack, then about ten bounds in float32 and two in float64 a row and method.
         Methods stop where the time is up, rows in order; `left_out` says how many are missing.
     Raises: InputError, CaptureError for a network that is no classifier of real numbers;
-        BoundError for an operator without a rule, and where a proof and an attack contradict
-        each other, which would be an error in the bounds.
+        BoundError for an operator without a rule; EngineError where a proof and an attack
+        contradict each other, which would be an error in the bounds.
     Fails when: relaxations are loose (deep or wide networks, attention): the certified radius
         is then much smaller than the true one.
     Source: Weng et al. 2018, arXiv 1804.09699; Zhang et al. 2018, arXiv 1811.00866.
@@ -253,7 +253,7 @@ class _Work:
         if bool(((guess == near) & (near < high)).any()):
             guess, _ = self._largest(fast, guess, at_guess, high, 12)
         exact = self._margin(method, at, rounded=True)
-        found, margin = self._largest(exact, low, margin, guess, 4)
+        found, margin = self._largest(exact, low, margin, guess, 8)
         for i, row in enumerate(at.tolist()):
             if found[i] > self.certified[row]:
                 self.certified[row], self.margin[row] = found[i], margin[i]
@@ -312,7 +312,7 @@ class _Work:
         bad = (self.certified >= self.attacked).nonzero().flatten()
         if len(bad):
             row = int(bad[0])
-            raise BoundError(
+            raise EngineError(
                 f"row {row} was proved to keep its class where an attack changed it, so a bound "
                 f"of {self.network.net.name} is wrong",
                 got=f"certified {float(self.certified[row])!r} by {self.method[row]}, "
@@ -320,8 +320,3 @@ class _Work:
                 expected="a certified radius below the attacked one",
                 hint="report it, with the network and the input",
             )
-
-
-def share_at(values: Sequence[float | None], radius: float, num: int) -> float:
-    """The share of `num` rows of which a radius is known and larger."""
-    return sum(v is not None and v >= radius for v in values) / num

@@ -67,8 +67,11 @@ def linear(b: Builder, x: Operand, weight: Operand, bias: Operand | None = None)
     if isinstance(x, Value) and isinstance(weight, Tensor) and not isinstance(bias, Value):
         offset = None if bias is None else b.constant(bias)
         return b.add(Linear(b.constant(weight), offset, x.shape[:-1]), x)
-    turned = transposed(b, weight) if isinstance(weight, Value) else weight
-    product = matmul(b, x, turned.mT if isinstance(turned, Tensor) else turned)
+    if not isinstance(x, Value) and not isinstance(weight, Value):  # the bias alone
+        fixed = torch.nn.functional.linear(b.constant(x), b.constant(weight))
+        return add(b, fixed, 0.0 if bias is None else bias)
+    turned = transposed(b, weight) if isinstance(weight, Value) else torch.as_tensor(weight).mT
+    product = matmul(b, x, turned)
     return product if bias is None else add(b, product, bias)
 
 
@@ -81,6 +84,8 @@ def addmm(
     b: Builder, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1
 ) -> Value:
     """A product of matrices and a sum."""
+    if not isinstance(x, Value) and not isinstance(y, Value):  # the sum alone
+        return add(b, b.constant(x) @ b.constant(y) * alpha, bias, alpha=beta)
     product = matmul(b, x, y)
     if beta != 1:
         bias = scaled(b, bias, beta, None) if isinstance(bias, Value) else b.constant(bias) * beta
@@ -213,7 +218,10 @@ def _perturbed_kernel(
 ) -> Value:
     """A convolution as a product of the kernel with the patches that it meets."""
     if not isinstance(weight, Value) and isinstance(x, Value):  # the bias and the input
-        made = conv(b, x, weight, None, stride, padding, dilation, groups)
+        made: Operand = conv(b, x, weight, None, stride, padding, dilation, groups)
+    elif not isinstance(weight, Value) and not isinstance(x, Value):  # the bias alone
+        run = (torch.conv1d, torch.conv2d, torch.conv3d)[len(shape_of(weight)) - 3]
+        made = run(b.constant(x), b.constant(weight), None, stride, padding, dilation, groups)
     elif isinstance(x, Value) or not isinstance(weight, Value) or groups != 1:
         raise b.refuse("a convolution with this choice of perturbed arguments")
     elif not isinstance(x, Tensor) or x.ndim != 4 or isinstance(padding, str):
@@ -242,13 +250,13 @@ def _perturbed_kernel(
         )
         product = matmul(b, flat, patches)
         made = b.add(Reshape(product.shape, (patches.shape[0], weight.shape[0], *space)), product)
-    if bias is None:
+    if bias is None and isinstance(made, Value):
         return made
-    ones = (1,) * (len(made.shape) - 2)
+    ones = (1,) * (len(shape_of(made)) - 2)
     if isinstance(bias, Value):
         offset: Operand = b.add(Reshape(bias.shape, (1, bias.shape[0], *ones)), bias)
     else:
-        offset = b.constant(bias).reshape(1, -1, *ones)
+        offset = b.constant(0.0 if bias is None else bias).reshape(1, -1, *ones)
     return add(b, made, offset)
 
 

@@ -1,9 +1,10 @@
 """The kinds of network that counterexamples are hidden in.
 
 A `Sequential` of parts each of which `files.py` can write as ONNX: dense layers, strided
-convolutions, or one block of attention over patches, with ReLU, sigmoid or tanh.
+convolutions, or one block of attention over strips of two rows, with ReLU, sigmoid or tanh.
 
-Shapes: T tokens of D numbers each.
+Shapes: T tokens of D numbers each. They keep an axis of 1 from the convolution that makes them:
+a reshape in ONNX takes its shape as a tensor, which not every reader follows.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Tokens(nn.Module):
-    """Channels of a grid as tokens: (N, D, height, width) to (N, T, D)."""
+    """Channels of rows as tokens: (N, D, T, 1) to (N, 1, T, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
+        return x.permute(0, 3, 2, 1)
 
 
 class Attention(nn.Module):
-    """One head, added to what it reads: (N, T, D) to (N, T, D)."""
+    """One head, added to what it reads: (N, 1, T, D) to the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,8 +59,8 @@ class Attention(nn.Module):
         self.scale = 1 / math.sqrt(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.query(x) @ self.key(x).transpose(1, 2) * self.scale
-        mixed: Tensor = scores.softmax(2) @ self.value(x)
+        scores = self.query(x) @ self.key(x).transpose(2, 3) * self.scale
+        mixed: Tensor = scores.softmax(3) @ self.value(x)
         return x + mixed
 
 
@@ -82,7 +83,8 @@ class Anatomy:
     Attributes:
         kind: what reads the input.
         activation: of every layer but the last.
-        shape: of one input: (features,) for dense, (channels, height, width) for the others.
+        shape: of one input: (features,) for dense, (channels, height, width) for the others;
+            attention leaves out the last row of an odd height.
         widths: of the dense layers.
         channels: of the convolutions, of stride 2 from the second on, or the width of a token.
         num_classes: outputs.
@@ -132,7 +134,7 @@ class Anatomy:
         width = self.channels[0]
         body = nn.Sequential(nn.Linear(width, 2 * width), self._act(), nn.Linear(2 * width, width))
         return [
-            nn.Conv2d(self.shape[0], width, 2, stride=2),
+            nn.Conv2d(self.shape[0], width, (2, self.shape[2]), stride=(2, 1)),
             Tokens(),
             Attention(width),
             Beside(body),
@@ -146,6 +148,8 @@ class Anatomy:
                 got=f"shape={self.shape}",
                 expected="(features,)" if axes == 1 else "(channels, height, width)",
             )
+        if self.kind is Kind.ATTENTION and self.shape[1] < 2:
+            raise OptionError("a strip has two rows", got=f"shape={self.shape}")
         if min(*self.shape, *self.widths, *self.channels) < 1 or self.num_classes < 2:
             raise OptionError(
                 "sizes are at least 1 and classes at least 2",

@@ -100,8 +100,7 @@ class _Writer:
                 pads=pads,
             )
         if isinstance(part, Tokens):
-            x = self.node("Reshape", x, self.integers([0, 0, -1]))
-            return self.node("Transpose", x, perm=[0, 2, 1])
+            return self.node("Transpose", x, perm=[0, 3, 2, 1])
         if isinstance(part, Attention):
             return self.attention(part, x)
         if isinstance(part, Beside):
@@ -112,9 +111,9 @@ class _Writer:
 
     def attention(self, part: Attention, x: str) -> str:
         query, key, value = (self.part(p, x) for p in (part.query, part.key, part.value))
-        scores = self.node("MatMul", query, self.node("Transpose", key, perm=[0, 2, 1]))
+        scores = self.node("MatMul", query, self.node("Transpose", key, perm=[0, 1, 3, 2]))
         scores = self.node("Mul", scores, self.constant(part.query.weight.new_tensor(part.scale)))
-        mixed = self.node("MatMul", self.node("Softmax", scores, axis=2), value)
+        mixed = self.node("MatMul", self.node("Softmax", scores, axis=3), value)
         return self.node("Add", x, mixed)
 
     def constant(self, value: Tensor) -> str:
@@ -124,11 +123,6 @@ class _Writer:
         array = value.detach().contiguous().numpy()
         self.constants.append(numpy_helper.from_array(array, name))
         return name
-
-    def integers(self, values: list[int]) -> str:
-        import torch
-
-        return self.constant(torch.tensor(values))
 
     def node(self, kind: str, *inputs: str, **attributes: int | list[int]) -> str:
         from onnx import helper

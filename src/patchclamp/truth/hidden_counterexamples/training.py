@@ -204,16 +204,16 @@ class HiddenCounterexamples:
     def run(self) -> Hidden:
         """Draw, train, and keep what came out as it should."""
         self._require()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            module = self.anatomy.build()
+        self._sharpen(module)
         generator = torch.Generator().manual_seed(self.seed)
         x = self._inputs(generator)
         labels = torch.randint(self.anatomy.num_classes, (len(x),), generator=generator)
         shift = torch.randint(1, self.anatomy.num_classes, (self.num_planted,), generator=generator)
         targets = (labels[: self.num_planted] + shift) % self.anatomy.num_classes
         planted = x[: self.num_planted] + self.eps * self._moves(generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            module = self.anatomy.build()
-        self._sharpen(module)
         self._train(module, x, labels, planted, targets, generator)
         return self._kept(module, x, labels, planted, targets)
 
