@@ -57,6 +57,7 @@ def table() -> str:
         label = name.replace("_", " ") + ", rows of 576 values in fp16 per CPU second"
         rows.append((label, f"{store[name]['median'] / 1e6:.1f} M", ""))
     rows += circuits()
+    rows += bounds()
     lines = ["| what | measured | bar |", "|---|---|---|"]
     lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
     return "\n".join(lines)
@@ -86,6 +87,30 @@ def circuits() -> list[tuple[str, str, str]]:
         if "AUROC" in name and not name.startswith("random"):
             found = f"{bar['found']:.3f}"
             rows.append((f"planted edges found: {name}", found, f"{bar['at_least']:.2f}"))
+    return rows
+
+
+def bounds() -> list[tuple[str, str, str]]:
+    """Bounds beside a peer's, and the verifier on the networks with known verdicts."""
+    rows = []
+    for name, methods in read("bounds_peers")["networks"].items():
+        for method, made in methods.items():
+            if not method.startswith(("CROWN", "alpha")) or "100" in method:
+                continue
+            ours, theirs = made["patchclamp"], made["auto_LiRPA"]
+            speed = theirs["cpu_seconds"] / ours["cpu_seconds"]
+            rows.append(
+                (
+                    f"{method} of {name}: width, theirs / ours (auto_LiRPA 0.6); times faster",
+                    f"{theirs['width']:.4g} / {ours['width']:.4g}; {speed:.1f} x",
+                    "2 x",
+                )
+            )
+    found = read("acasxu")["summary"]
+    rows.append(("ACAS Xu, 116 s each: solved of 186", str(found["solved"]), "180"))
+    rows.append(("ACAS Xu: wrong verdicts", str(found["wrong"]), "0"))
+    median = f"{found['median_cpu_seconds']:.2f}"
+    rows.append(("ACAS Xu: median CPU seconds, imports apart", median, "3"))
     return rows
 
 

@@ -225,9 +225,9 @@ class _Work:
         axes: tuple[str, ...] = (BATCH, "row")
         if self.options.rows is None:
             (lower, axes), (upper, _) = self._placed(lower), self._placed(upper)
-        return Bounds(
-            Interval(lower, upper), axes, below, above, Method(self.options.method), self._holds
-        )
+        method = Method(self.options.method)
+        constants = tuple(dict.fromkeys(name for f in found for name in f.constants))
+        return Bounds(Interval(lower, upper), axes, below, above, method, self._holds, constants)
 
     @property
     def _holds(self) -> str:
