@@ -1,0 +1,1 @@
+"""What a score is laid to: maps over inputs, layers, channels, units and heads."""
