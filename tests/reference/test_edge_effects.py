@@ -106,6 +106,10 @@ def test_linear_networks_have_exact_first_order_effects(
     # and so the default, whose points all have the same slopes, gives the mean sizes
     sizes = EdgeAttribution().run(w, c).circuit.scores[w.possible]
     np.testing.assert_allclose(sizes, exact.sizes.numpy(), rtol=0, atol=1e-10)
+    one_way = ExactEdges(direction=NOISING).run(w, c)  # a direction left out is no effect of 0
+    np.testing.assert_allclose(
+        one_way.sizes.numpy(), exact.noising.abs().mean(1).numpy(), rtol=0, atol=1e-10
+    )
 
 
 def test_effects_of_a_linear_stack_by_hand() -> None:

@@ -42,6 +42,7 @@ import patchclamp
 from patchclamp.core.circuit import Circuit, Provenance
 from patchclamp.core.errors import OptionError, nearest
 from patchclamp.core.progress import SILENT, Progress
+from patchclamp.engine.targets import Metric
 from patchclamp.methods.circuits.checking.recovery import Recovery, edge_recovery, node_recovery
 from patchclamp.methods.circuits.finding.acdc import ACDC
 from patchclamp.methods.circuits.finding.edge_attribution import (
@@ -56,7 +57,7 @@ from patchclamp.methods.circuits.network.contrast import Contrast, contrast
 from patchclamp.methods.circuits.network.wiring import Wiring, scored, wire
 from patchclamp.truth.algorithms import ALGORITHMS, plant_algorithm
 from patchclamp.truth.motifs import Form, Pairs, motif
-from patchclamp.truth.planted_circuit import Metric, PlantedCircuit, Truth
+from patchclamp.truth.planted_circuit import PlantedCircuit, Truth
 from patchclamp.truth.planted_layers import KINDS, plant_layers
 from patchclamp.truth.rasp import PROGRAMS, compiled, hard_variants
 

@@ -23,12 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from patchclamp.core.circuit import Edge, Node
 from patchclamp.core.errors import DataError
+from patchclamp.engine.targets import Metric
 
 
 class Family(StrEnum):
@@ -46,24 +46,6 @@ class Truth(StrEnum):
 
     STRUCTURAL = "structural"
     ACTIVE = "active"
-
-
-class Metric(Protocol):
-    """One number per row of a network's output.
-
-    `output` is (row, class) at `position` where that is set, else the whole output;
-    `rows` (row,) int64 says which pair each row of the output belongs to.
-    """
-
-    @property
-    def name(self) -> str:
-        """What is measured, for records and reports."""
-
-    @property
-    def position(self) -> int | None:
-        """The only position that is read, or None."""
-
-    def __call__(self, output: Tensor, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.core.circuit import Edge, Node
-from patchclamp.truth.planted_circuit import Family, Metric, PlantedCircuit
+from patchclamp.engine.targets import Metric
+from patchclamp.truth.planted_circuit import Family, PlantedCircuit
 
 INPUT = ":input"
 """Site of the network's own input units or channels."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (the name that torch's own docume
 from torch import Tensor
 
 from patchclamp.core.circuit import Edge, Node, Reader
-from patchclamp.truth.planted_circuit import Metric
+from patchclamp.engine.targets import Metric
 from patchclamp.truth.rasp.transformer import PlantedTransformer
 
 NOTHING = 1e-9

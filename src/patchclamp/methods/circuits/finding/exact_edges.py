@@ -39,8 +39,10 @@ class Effects:
         edges: in the order that was asked for.
         noising: change of the metric when an edge carries the corrupt value in the clean run.
         denoising: change when it carries the clean value in the corrupt run.
-            Both (edge, example); an edge that changes nothing has exactly 0.
+            Both (edge, example); an edge that changes nothing has exactly 0, and so has
+            every edge in a direction that was not asked for.
         metric_clean, metric_corrupt: (example,).
+        direction: what was measured.
     """
 
     edges: tuple[Edge, ...]
@@ -48,11 +50,13 @@ class Effects:
     denoising: Float[Tensor, "K N"]
     metric_clean: Float[Tensor, "N"]
     metric_corrupt: Float[Tensor, "N"]
+    direction: Direction = Direction.BOTH
 
     @property
     def sizes(self) -> Float[Tensor, "K"]:
         """Mean size per example, over the directions that were measured."""
-        return (self.noising.abs() + self.denoising.abs()).mean(1) / 2
+        num = 2 if self.direction is Direction.BOTH else 1
+        return (self.noising.abs() + self.denoising.abs()).mean(1) / num
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ class ExactEdges:
             denoising=torch.cat(found[Direction.DENOISING], 1),
             metric_clean=torch.cat(metrics[Direction.NOISING]),
             metric_corrupt=torch.cat(metrics[Direction.DENOISING]),
+            direction=self.direction,
         )
 
     def _batch(
