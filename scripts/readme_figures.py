@@ -111,6 +111,12 @@ def bounds() -> list[tuple[str, str, str]]:
     rows.append(("ACAS Xu: wrong verdicts", str(found["wrong"]), "0"))
     median = f"{found['median_cpu_seconds']:.2f}"
     rows.append(("ACAS Xu: median CPU seconds, imports apart", median, "3"))
+    planted = read("soundness")["summary"]["planted"]
+    for who in ("patchclamp", "marabou", "neuralsat"):
+        said = planted[who]
+        found_by = f"{said.get('sat', 0)} / {said.get('unsat', 0)}"
+        label = f"of {planted['instances']} hidden counterexamples: found / denied by {who}"
+        rows.append((label, found_by, "none denied"))
     return rows
 
 
