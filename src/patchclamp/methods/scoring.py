@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchclamp.core.errors import SiteError, TargetError
+from patchclamp.core.errors import PatchclampError, SiteError, TargetError
 from patchclamp.core.sites import Tap
 from patchclamp.engine.axes import name_axes
-from patchclamp.engine.targets import Metric, Target, as_metric, measured
+from patchclamp.engine.targets import FunctionScore, Metric, Target, as_metric, measured
 from patchclamp.model.inputs import BATCH, Call, principal
 from patchclamp.net import Net
 
@@ -39,6 +39,7 @@ _MOST_ROWS = 1024
 _MOST_CHANNELS = 4
 """An input whose second axis is this short is taken for an image or a signal."""
 
+_PASSES = 3
 _FASTER = 0.9
 """Twice the rows at a time are kept where a row then takes no more than this share of the time."""
 
@@ -63,6 +64,9 @@ class Slopes(NamedTuple):
 class Pace:
     """How many rows to run at a time: twice as many for as long as that makes a row cheaper.
 
+    Each number is judged by the fastest of a few passes: one that was interrupted must not
+    settle the pace on few rows at a time.
+
     Attributes:
         most: rows that memory allows.
         size: rows to run next.
@@ -72,12 +76,17 @@ class Pace:
     size: int = 1
     _is_settled: bool = False
     _best: float = float("inf")
+    _times: list[float] = field(default_factory=list)
 
     def took(self, num: int, seconds: float) -> None:
         """`num` rows were run at a time, in this many CPU-seconds."""
         if self._is_settled or num < self.size:
             return
-        each = seconds / num
+        self._times.append(seconds / num)
+        if len(self._times) < _PASSES:
+            return
+        each = min(self._times)
+        self._times.clear()
         if each > _FASTER * self._best:
             self._is_settled, self.size = True, max(1, self.size // 2)
         elif 2 * self.size > self.most:
@@ -139,8 +148,9 @@ class Scorer:
         Raises:
             InputError: the inputs are not those of the network, or hold NaN.
             SiteError: no such site, or a pattern of several.
-            TargetError: the target is not one finite scalar per row, or the value at the site
-                is not of real numbers.
+            TargetError: the target is not one finite scalar per row, or a function that scores
+                a row otherwise when it comes alone; or the value at the site is not of real
+                numbers.
         """
         call = net.call(inputs)
         if any(m.training for m in net.module.modules()):
@@ -153,6 +163,8 @@ class Scorer:
             output = principal(net.hooks.run(call)[0])
         metric = as_metric(target, positions=output.ndim == 3)
         plain = measured(metric, output, torch.arange(len(output)))
+        if isinstance(metric, FunctionScore):
+            _check_each_row(metric, output, plain)
         at = at or (EMBEDDING if _number(call) is None else INPUT)
         tap = None if at == INPUT else _one(net, at)
         value, axes = _input(net, call) if tap is None else _recorded(net, call, tap)
@@ -196,7 +208,7 @@ class Scorer:
         """Scores with gradients, piece by piece, so that only one piece is in memory.
 
         Raises:
-            TargetError: the target does not depend on the site.
+            TargetError: the target does not depend on the site, or a gradient is not finite.
         """
         for at, x in self._pieces(values, rows, backwards=True):
             leaf = x.detach().clone().requires_grad_()
@@ -209,6 +221,11 @@ class Scorer:
                 raise TargetError(
                     f"the target has no gradient with respect to '{self.site}' of {self.net.name}",
                     hint="the path is cut (detached, rounded, an argmax) or does not exist",
+                )
+            if not bool(torch.isfinite(grads).all()):
+                raise TargetError(
+                    f"the gradient with respect to '{self.site}' of {self.net.name} is not finite",
+                    hint="a root or a logarithm at 0 on the way, or numbers too large for the type",
                 )
             self.passes.backwards += len(x)
             yield Slopes(at, scores.detach(), grads)
@@ -266,6 +283,24 @@ class Scorer:
         del made
         each = max(sum(kept.values()), 4 * leaf.numel() * leaf.element_size())
         return max(1, min(_MOST_ROWS, self.memory // each))
+
+
+def _check_each_row(metric: FunctionScore, output: Tensor, plain: Tensor) -> None:
+    """Rows are run in any number and order, so a function must not count on the whole batch."""
+    wrong = TargetError(
+        f"the target '{metric.name}' does not score a row by itself: it gives another score, or "
+        "none, when the row comes alone",
+        hint="a class for each example (a tensor), or a metric that is told the rows",
+    )
+    for row in range(len(plain) if len(plain) > 1 else 0):
+        try:
+            alone = metric.function(output[row : row + 1])
+        except (PatchclampError, RuntimeError, IndexError, ValueError) as e:
+            raise wrong from e
+        if tuple(alone.shape) != (1,) or not torch.allclose(
+            alone, plain[row : row + 1], rtol=1e-3, atol=1e-5
+        ):
+            raise wrong
 
 
 def _number(call: Call) -> int | None:

@@ -325,6 +325,8 @@ NONLINEAR = [
     call(aten.max_pool1d.default, X, [2], [1]),
     call(aten.max_pool2d.default, IMAGE, [2, 2], [2, 2], [1, 1]),
     call(aten.max_pool2d_with_indices.default, IMAGE, [2, 2]),
+    call(aten.adaptive_max_pool2d.default, IMAGE, [1, 1]),
+    call(aten.adaptive_max_pool1d.default, X, [2]),
     call(aten.max_pool3d.default, P((1, 1, 2, 2, 2)), [2, 2, 1]),
     call(aten.amax.default, X, [1, 2]),
     call(aten.amax.default, X, [-1], True),

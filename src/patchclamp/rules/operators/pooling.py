@@ -123,3 +123,20 @@ def max_pooled_with_index(b: Builder, x: Value, *args: object, **kwargs: object)
     if not isinstance(made, Value):
         raise b.refuse("max pooling of this form")
     return [made]
+
+
+def adaptively_max_pooled(num_axes: int) -> Build:
+    """The builder of max pooling to so many places, where all windows are of one size."""
+
+    def build(b: Builder, x: Value, places: Sequence[int]) -> list[Value]:
+        """The maximum of each window; where it lies has no bounds, and nobody may read it."""
+        before, after = x.shape[-num_axes:], per_axis(places, num_axes)
+        if any(n % m for n, m in zip(before, after, strict=True)):
+            raise b.refuse(f"adaptive max pooling from {before} to {after} places")
+        size = tuple(n // m for n, m in zip(before, after, strict=True))
+        made = max_pooled(num_axes)(b, x, size)
+        if not isinstance(made, Value):
+            raise b.refuse("max pooling of this form")
+        return [made]
+
+    return build

@@ -67,6 +67,7 @@ from patchclamp.rules.operators.norms import (
     rms_norm,
 )
 from patchclamp.rules.operators.pooling import (
+    adaptively_max_pooled,
     average_pooled,
     averaging,
     everything,
@@ -250,6 +251,8 @@ TABLE: dict[object, Build] = {
     aten.max_pool2d.default: max_pooled(2),
     aten.max_pool3d.default: max_pooled(3),
     aten.max_pool2d_with_indices.default: max_pooled_with_index,
+    aten.adaptive_max_pool1d.default: adaptively_max_pooled(1),
+    aten.adaptive_max_pool2d.default: adaptively_max_pooled(2),
     aten.amax.default: largest,
     aten.max.dim: largest_with_index,
     aten.amin.default: smallest,
