@@ -25,6 +25,15 @@ def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "graph engine" in printed
 
 
+@pytest.mark.parametrize("name", ["attribution.md", "robustness.md"])
+def test_python_blocks_of_pages_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / name).read_text("utf-8")
+    scope: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, name, "exec"), scope)
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):

@@ -89,7 +89,7 @@ def plan(ctx: Context) -> Plan | None:
             break
         num, spent = min(num, most), each
         methods.append(method)
-    within, max_radius = _limits(ctx)
+    within, max_radius = input_limits(ctx)
     return Plan(
         material=few.rows(ctx.net, torch.arange(num)),
         methods=tuple(methods),
@@ -98,7 +98,7 @@ def plan(ctx: Context) -> Plan | None:
     )
 
 
-def _limits(ctx: Context) -> tuple[tuple[Tensor, Tensor] | None, float]:
+def input_limits(ctx: Context) -> tuple[tuple[Tensor, Tensor] | None, float]:
     """Black and white as the network sees them, and the distance between; else the data's span."""
     (x,) = ctx.material.call.tensors()
     span = float(x.max()) - float(x.min()) or 1.0

@@ -15,13 +15,15 @@ from patchclamp.audit.context import Context, listed, versions
 from patchclamp.audit.intake import intake
 from patchclamp.audit.sections.ablation import ablation
 from patchclamp.audit.sections.anatomy import anatomy
+from patchclamp.audit.sections.attribution import attribution
 from patchclamp.audit.sections.bounds import bounds
 from patchclamp.audit.sections.circuits import circuits
 from patchclamp.audit.sections.engines import engines
 from patchclamp.audit.sections.instruments import instruments
 from patchclamp.audit.sections.performance import performance
+from patchclamp.audit.sections.robustness import robustness
 from patchclamp.audit.sections.units import units
-from patchclamp.core.document import Document, Facts, LeftOut, Section
+from patchclamp.core.document import Document, Facts, Section
 from patchclamp.core.errors import InputError
 from patchclamp.core.findings import Verdict
 from patchclamp.core.progress import SILENT, Progress
@@ -88,7 +90,19 @@ def audit(
 def _sections(ctx: Context) -> tuple[Section, ...]:
     """Cheap ones first, then the circuit, ablation, bounds of what it found. In reading order."""
     made: dict[str, Section] = {}
-    for make in (performance, units, engines, instruments, anatomy, circuits, ablation, bounds):
+    makers = (
+        performance,
+        units,
+        engines,
+        instruments,
+        anatomy,
+        circuits,
+        ablation,
+        attribution,
+        robustness,
+        bounds,
+    )
+    for make in makers:
         started = time.process_time()
         section = make(ctx)
         if section is not None:
@@ -100,6 +114,8 @@ def _sections(ctx: Context) -> tuple[Section, ...]:
         "circuit",
         "units",
         "ablation",
+        "attribution",
+        "robustness",
         "bounds",
         "engines",
         "instruments",
@@ -168,16 +184,8 @@ def _document(ctx: Context, sections: tuple[Section, ...]) -> Document:
             ),
         ),
         sections=sections,
-        left_out=(*ctx.budget.left_out, _not_yet()),
+        left_out=tuple(ctx.budget.left_out),
         versions=versions(),
-    )
-
-
-def _not_yet() -> LeftOut:
-    return LeftOut(
-        what="attribution",
-        why="this version does not measure it yet",
-        how_to_get_it="a later version",
     )
 
 

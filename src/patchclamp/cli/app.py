@@ -20,6 +20,7 @@ COMMANDS = (
     ("circuit", "circuit", "Find the circuit of a behaviour and check it."),
     ("verify", "verify", "Prove a property of a network, or find a counterexample."),
     ("check-certificate", "verify", "Check a proof that verify wrote, without the solver."),
+    ("validate", "validate", "Ask whether an attribution method's maps may be believed."),
     ("record", "record", "Stream activations of a dataset into a store on disk."),
     ("sites", "sites", "Print the addresses that can be recorded and edited."),
     ("report", "report", "Draw the page of an audit again from its findings."),

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchclamp.core.errors import PatchclampError, SiteError, TargetError
 from patchclamp.core.sites import Tap
@@ -38,6 +38,9 @@ Values = Tensor | Callable[[slice], Tensor]
 _MOST_ROWS = 1024
 _MOST_CHANNELS = 4
 """An input whose second axis is this short is taken for an image or a signal."""
+
+_WORTH_TRYING = 8
+"""With this many rows to run, another layout of images is tried; it costs one forward pass."""
 
 _PASSES = 3
 _FASTER = 0.9
@@ -125,6 +128,8 @@ class Scorer:
     memory: int
     passes: Passes = field(default_factory=Passes)
     _paces: dict[bool, Pace] = field(default_factory=dict)
+    _layout: torch.memory_format | None = None
+    """How images lie in memory; None before any other layout was tried."""
 
     @classmethod
     def of(
@@ -228,7 +233,7 @@ class Scorer:
                     hint="a root or a logarithm at 0 on the way, or numbers too large for the type",
                 )
             self.passes.backwards += len(x)
-            yield Slopes(at, scores.detach(), grads)
+            yield Slopes(at, scores.detach(), grads.contiguous())
 
     def gradient(self) -> Tensor:
         """Of each example as it is: (num, *site)."""
@@ -243,6 +248,8 @@ class Scorer:
         tap = self.tap
         if tap is None:
             number = _number(call)
+            if self._layout is torch.channels_last:
+                x = x.contiguous(memory_format=self._layout)
             given = [x if i == number else t for i, t in enumerate(call.tensors())]
             return self.net.hooks.run(call.mapped(given))[0]
         hooks = self.net.hooks
@@ -250,12 +257,39 @@ class Scorer:
         changes = {tap.site.address: lambda raw: tap.view.write(raw.detach(), x)}
         return engine.run(call, transforms=changes)[0]
 
+    def _try_layout(self) -> None:
+        """Images with channels last, where the network takes them so: faster on CPUs.
+
+        Memory order is all that differs: the numbers are the same up to rounding, which is
+        checked. A network that views its values in another shape cannot take them.
+        """
+        self._layout, value = torch.contiguous_format, self.value
+        is_image = self.tap is None and value.ndim == 4 and value.shape[1] > 1
+        convolves = any(isinstance(m, nn.Conv2d) for m in self.net.module.modules())
+        if not (is_image and convolves and value.device.type == "cpu"):
+            return
+        first = torch.zeros(1, dtype=torch.long)
+        self._layout = torch.channels_last
+        try:
+            with torch.no_grad():
+                found = measured(self.metric, principal(self._run(value[:1], first)), first)
+            is_same = torch.allclose(found, self.plain[:1], rtol=1e-3, atol=1e-5)
+        except RuntimeError:  # "view size is not compatible with ... stride"
+            is_same = False
+        if not is_same:
+            self._layout = torch.contiguous_format
+
     def _pieces(
         self, values: Values, rows: Tensor, *, backwards: bool
     ) -> Iterator[tuple[slice, Tensor]]:
         """Slices of 0..n with their values; the time that the caller takes sets the pace."""
-        pace = self._paces.setdefault(backwards, Pace(self._most_rows))
         start, n = 0, len(rows)
+        if n == 1:
+            yield slice(0, 1), values if isinstance(values, Tensor) else values(slice(0, 1))
+            return
+        if self._layout is None and n >= _WORTH_TRYING:
+            self._try_layout()
+        pace = self._paces.setdefault(backwards, Pace(self._most_rows))
         while start < n:
             at = slice(start, min(n, start + pace.size))
             began = time.process_time()

@@ -18,6 +18,7 @@ import patchclamp
 from patchclamp.audit import audit, problems, provable
 from patchclamp.audit.budget import Budget
 from patchclamp.audit.intake import intake
+from patchclamp.bounding.ways import Method
 from patchclamp.core.document import Document
 from patchclamp.core.edit_kinds import edit_from_dict
 from patchclamp.core.errors import EngineError, InputError, OptionError
@@ -30,18 +31,21 @@ from tests.networks import Counting, DataDependent, fresh
 from tests.snapshots import snapshot
 
 SECTIONS = ["performance", "anatomy", "units", "ablation", "engines", "instruments"]
-"""Those of every audit; circuit and bounds stand among them where time and data allow."""
+"""Those of every audit; others stand among them where time and data allow."""
+
+TIMED = ("circuit", "attribution", "robustness", "bounds")
 
 
 @pytest.fixture(autouse=True)
 def _few_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds of two rows: test_bounds_section.py has what is said of them."""
+    """Cheap bounds of two rows: test_bounds_section.py has what is said of them."""
     monkeypatch.setattr(provable, "_MAX_ROWS", 2)
+    monkeypatch.setattr(provable, "_EVALUATIONS", {Method.INTERVAL: 16, Method.FORWARD_CROWN: 4})
 
 
 def sections(found: Document) -> list[str]:
     """Without those for which time or data may be lacking."""
-    return [s.id for s in found.sections if s.id not in ("circuit", "bounds")]
+    return [s.id for s in found.sections if s.id not in TIMED]
 
 
 @cache
@@ -96,7 +100,7 @@ def test_every_section_and_its_findings_are_there() -> None:
     found = document()
     assert sections(found) == SECTIONS
     assert found.sections[2].id == "circuit"
-    assert found.sections[5].id == "bounds"
+    assert [s.id for s in found.sections[5:8]] == ["attribution", "robustness", "bounds"]
     ids = [f.id for f in found.findings]
     assert len(ids) == len(set(ids))
     for start in (
@@ -109,8 +113,7 @@ def test_every_section_and_its_findings_are_there() -> None:
         "bounds/",
     ):
         assert any(i.startswith(start) for i in ids), start
-    assert len(found.left_out) == 1
-    assert found.left_out[0].what == "attribution"
+    assert found.left_out == ()
 
 
 def test_every_finding_says_how_it_was_made() -> None:
@@ -132,6 +135,8 @@ def test_every_finding_says_how_it_was_made() -> None:
             starts = ("8 held-out pairs of telling",)
         elif finding.id.startswith("bounds/"):
             starts = ("2 rows of digits", "the boxes of 2 of 2 rows of digits")
+        elif finding.id.startswith("attribution/"):
+            starts = ("3 rows of digits",)
         assert finding.over.startswith(starts)
 
 
@@ -188,7 +193,7 @@ def test_problems_counts_expectations_that_do_not_hold_and_nothing_else() -> Non
     every = [with_verdict(f, Verdict.DOES_NOT_HOLD) for f in found.findings]
     section = dataclasses.replace(found.sections[0], findings=tuple(every))
     worst = dataclasses.replace(found, sections=(section,))
-    starts = ("ablation/", "circuit/", "units/", "bounds/")
+    starts = ("ablation/", "circuit/", "units/", "attribution/", "robustness/", "bounds/")
     descriptive = [f for f in every if f.id.startswith(starts)]
     assert problems(worst) == len(every) - len(descriptive) + 1, "units/dead is an expectation"
     fine = [with_verdict(f, Verdict.HOLDS) for f in found.findings]

@@ -86,12 +86,16 @@ class Explainer(ABC):
 
     Attributes:
         name: by which it is asked for.
-        needs_space: the value at the site must have rows and columns (or positions).
+        needs_space: the value at the site must have rows and columns (or positions), and the
+            map is laid over the input.
+        is_signed: what speaks against the target gets less than 0; otherwise only the size of
+            a value counts.
         source: the paper.
     """
 
     name: ClassVar[str]
     needs_space: ClassVar[bool] = False
+    is_signed: ClassVar[bool] = True
     source: ClassVar[str]
 
     @abstractmethod

@@ -27,6 +27,7 @@ class Gradient(Explainer):
 
     name: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Simonyan et al. 2013, arXiv 1312.6034"
+    is_signed: ClassVar[bool] = False
     times_value: ClassVar[bool] = False
 
     def run(
@@ -66,4 +67,5 @@ class GradientTimesValue(Gradient):
 
     name: ClassVar[str] = "gradient_times_value"
     source: ClassVar[str] = "Shrikumar et al. 2016, arXiv 1605.01713"
+    is_signed: ClassVar[bool] = True
     times_value: ClassVar[bool] = True

@@ -1,0 +1,1 @@
+"""Class activation maps: where in a layer the evidence for a score lies."""

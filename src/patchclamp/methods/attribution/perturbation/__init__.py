@@ -1,0 +1,1 @@
+"""Maps made by taking parts of the value away and looking at the score."""
