@@ -12,7 +12,7 @@ def _small_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attribution, "_IMAGES", ("gradient",))
     monkeypatch.setattr(attribution, "_OTHERS", ("gradient",))
     monkeypatch.setattr(attribution, "_ROWS", 3)
-    monkeypatch.setattr(attribution, "_STEPS", 2)
+    monkeypatch.setattr(attribution, "_PLANS", ((3, 2),))
     monkeypatch.setattr(attribution, "_planted", lambda ctx, seconds: {})
     monkeypatch.setattr(robustness, "_RADII", (0.02, 0.1))
     monkeypatch.setattr(robustness, "_MAX_ROWS", 4)

@@ -45,6 +45,7 @@ def found() -> tuple[Section, Context]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "_IMAGES", ("gradient", "grad_cam", "attention_rollout"))
         patch.setattr(page, "_ROWS", 6)
+        patch.setattr(page, "_PLANS", ((6, 4),))
         patch.setattr(page, "_planted", PLANTED)
         section = page.attribution(ctx)
     assert section is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from patchclamp.audit.budget import affordable
 from patchclamp.audit.choose import channel_groups, head_groups, layer_groups, usable
 from patchclamp.audit.context import Context
-from patchclamp.audit.provable import reserved
+from patchclamp.audit.reserve import share_for_ablation
 from patchclamp.core.document import Bars, Cell, Column, Section, Table
 from patchclamp.core.findings import Evidence, Finding, Verdict
 from patchclamp.core.sites import Tap
@@ -27,7 +27,7 @@ def ablation(ctx: Context) -> Section:
     """Mean ablation of every layer, head and group of units, as far as the time goes."""
     groups = _groups(ctx)
     runs = len(groups) + Ablation.min_nulls * len({g.null_key for g in groups})
-    own = max(0.0, 1 - reserved(ctx) / max(ctx.budget.left, 1e-9))
+    own = share_for_ablation(ctx)
     material = affordable(ctx.net, ctx.material, ctx.budget, passes=runs, share=0.7 * own)
     result = Ablation(seed=ctx.seed).run(
         ctx.net,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from patchclamp.audit.budget import seconds_per_row
 from patchclamp.audit.context import Context
 from patchclamp.audit.examples import picture
-from patchclamp.audit.provable import reserved
+from patchclamp.audit.reserve import left_for_maps
 from patchclamp.core.document import (
     Block,
     Cell,
@@ -35,21 +36,24 @@ from patchclamp.truth.attribution.fitting import Recipe
 from patchclamp.truth.attribution.glyphs import Glyphs
 from patchclamp.truth.attribution.validation import Question, Trial, Validate, Validation
 
-_SHARE = 0.3
-"""Of the time that is left, at most."""
 _ROWS = 12
 _SHOWN = 8
 _PLANTED = 100
 """Images with a glyph: fewer leave the map of another image, a control, too wide an interval."""
-_STEPS = 8
+_CURVES = 27
+"""Maps that are removed, controls included, times replacements."""
 _RECIPE = Recipe(epochs=4, rate=1e-2, decay=0.01)
 _SECONDS_PLANTED = 12.0
 """To train the network with the planted glyph, and to look at its maps."""
 
-_IMAGES = ("integrated_gradients", "smoothgrad", "grad_cam", "occlusion")
+_IMAGES = ("grad_cam", "integrated_gradients", "smoothgrad", "occlusion")
 _OTHERS = ("integrated_gradients", "gradient_times_value", "occlusion")
-_PASSES = {"integrated_gradients": 60, "smoothgrad": 75, "grad_cam": 4, "occlusion": 150}
+_PASSES = {"integrated_gradients": 60, "smoothgrad": 60, "grad_cam": 2, "occlusion": 60}
 """About how many forward passes a map takes."""
+
+_PLANS = ((_ROWS, 8), (6, 5), (3, 3))
+"""Rows, and steps in which their places are removed: the largest that leaves time for two
+methods."""
 
 _QUESTIONS = {
     Question.PLANTED: "Planted",
@@ -60,11 +64,15 @@ _QUESTIONS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Tried:
-    """One method: its maps of the rows that are shown, and what validation says of it."""
+    """One method, and what validation says of it and its maps."""
 
     how: Explainer
-    maps: Attribution
     validation: Validation
+
+    @property
+    def maps(self) -> Attribution:
+        """Of the rows that are shown."""
+        return self.validation.maps
 
 
 def attribution(ctx: Context) -> Section | None:
@@ -73,20 +81,23 @@ def attribution(ctx: Context) -> Section | None:
     if target is None:
         ctx.budget.skip("attribution", "the network gives no classes to explain", "in Python")
         return None
-    seconds = _SHARE * max(0.0, ctx.budget.left - reserved(ctx))
+    seconds = left_for_maps(ctx)
     deadline = time.monotonic() + seconds
+    names = _IMAGES if ctx.material.kind is RowKind.IMAGE else _OTHERS
     planted = _planted(ctx, seconds)
+    each = seconds_per_row(ctx.net, rows)
+    num, steps = _plan(names, each, deadline - time.monotonic())
+    if num < rows.num:
+        rows, target = rows.rows(ctx.net, torch.arange(num)), target[:num]
     tried: list[_Tried] = []
-    each = seconds_per_row(ctx.net, rows) * rows.num
-    for name in _IMAGES if ctx.material.kind is RowKind.IMAGE else _OTHERS:
-        left = deadline - time.monotonic()
-        needed = each * (6 * _PASSES.get(name, 4) + 24 * _STEPS)
+    for name in names:
+        left, needed = deadline - time.monotonic(), _seconds(name, each, num, steps)
         if needed > left:
             why = f"it needs about {needed:.0f} s, and {left:.0f} s were left for maps"
             ctx.budget.skip(f"maps by {name}", why, "a larger --budget")
             continue
         try:
-            tried.append(_try(ctx, name, rows, target, planted))
+            tried.append(_try(ctx, name, rows, target, planted, steps))
         except PatchclampError as e:
             ctx.budget.skip(f"maps by {name}", str(e), e.hint or "another site, by at=")
     if not tried:
@@ -119,6 +130,19 @@ def _rows(ctx: Context) -> tuple[Material, Tensor | None]:
     return few, last.argmax(1)
 
 
+def _seconds(name: str, each: float, num: int, steps: int) -> float:
+    """About how long a method takes on so many rows, with what it is asked beside its maps."""
+    return each * num * (3 * _PASSES.get(name, 4) + _CURVES * steps)
+
+
+def _plan(names: Sequence[str], each: float, seconds: float) -> tuple[int, int]:
+    """The largest plan that leaves time for the first two methods, else the smallest."""
+    for num, steps in _PLANS:
+        if sum(_seconds(name, each, num, steps) for name in names[:2]) <= seconds:
+            return num, steps
+    return _PLANS[-1]
+
+
 def _planted(ctx: Context, seconds: float) -> dict[str, PlantedMaps]:
     """The bench for networks that see images, where there is time for it."""
     if ctx.material.kind is not RowKind.IMAGE:
@@ -140,15 +164,19 @@ def _glyphs() -> PlantedMaps:
 
 
 def _try(
-    ctx: Context, name: str, rows: Material, target: Tensor, planted: dict[str, PlantedMaps]
+    ctx: Context,
+    name: str,
+    rows: Material,
+    target: Tensor,
+    planted: dict[str, PlantedMaps],
+    steps: int,
 ) -> _Tried:
     # where integrated gradients do not meet their tolerance, `error` on the page says so
     loose = name == IntegratedGradients.name
     how = IntegratedGradients(strict=False) if loose else method(name)()
-    maps = how.run(ctx.net, rows.call, target)
-    asked = Validate(num_planted=_PLANTED, flipping=PixelFlipping(num_steps=_STEPS), seed=ctx.seed)
+    asked = Validate(num_planted=_PLANTED, flipping=PixelFlipping(num_steps=steps), seed=ctx.seed)
     found = asked.run(how, ctx.net, rows.call, target, planted=planted, progress=ctx.progress)
-    return _Tried(how=how, maps=maps, validation=found)
+    return _Tried(how=how, validation=found)
 
 
 # ---- findings -----------------------------------------------------------------

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from patchclamp.audit.budget import seconds_per_row
 from patchclamp.audit.context import Context
-from patchclamp.audit.provable import input_limits, reserved
+from patchclamp.audit.provable import input_limits
+from patchclamp.audit.reserve import left_for_attacks, unfit_for_attacks
 from patchclamp.core.document import Block, Cell, Column, Curve, Section, Table
 from patchclamp.core.errors import PatchclampError
 from patchclamp.core.findings import Evidence, Finding, Null, Record, Verdict
-from patchclamp.methods.material import Material, RowKind, record
+from patchclamp.methods.material import Material, record
 from patchclamp.methods.robustness.attacks.balls import Norm
 from patchclamp.methods.robustness.attacks.classifier import Classifier
 from patchclamp.methods.robustness.attacks.ensemble import CLEAN, Combined, Ensemble
@@ -22,8 +23,6 @@ from patchclamp.methods.robustness.attacks.masking import Masking, MaskingCheck
 from patchclamp.methods.robustness.attacks.masking import Verdict as MaskingVerdict
 from patchclamp.methods.statistics import wilson
 
-_SHARE = 0.3
-"""Of the time that is left for this and what follows without bounds."""
 _RADII = (2 / 255, 8 / 255, 32 / 255)
 """As shares of the range of the inputs."""
 _MAX_ROWS, _MIN_ROWS = 48, 8
@@ -43,11 +42,11 @@ class _Tried:
 
 def robustness(ctx: Context) -> Section | None:
     """Attacked accuracy at a few radii; None, with the reason, where nothing can be attacked."""
-    reason = _unfit(ctx)
+    reason = unfit_for_attacks(ctx)
     if reason is not None:
         ctx.budget.skip("attacks", *reason)
         return None
-    seconds = _SHARE * max(0.0, ctx.budget.left - reserved(ctx))
+    seconds = left_for_attacks(ctx)
     each = seconds_per_row(ctx.net, ctx.material) * _PASSES
     num = min(_MAX_ROWS, ctx.material.num, int(seconds / max(each, 1e-9)))
     if num < min(_MIN_ROWS, ctx.material.num):
@@ -60,14 +59,6 @@ def robustness(ctx: Context) -> Section | None:
     except PatchclampError as e:
         ctx.budget.skip("attacks", str(e), e.hint or "the attacks in Python")
         return None
-
-
-def _unfit(ctx: Context) -> tuple[str, str] | None:
-    if ctx.material.kind is RowKind.TEXT:
-        return "its inputs are tokens, which cannot move by a little", "attacks at an embedding"
-    if ctx.material.labels is None or ctx.score.unit != "nats":
-        return "the data has no labels for what this network puts out", "--data with labels"
-    return None
 
 
 def _section(ctx: Context, rows: Material, deadline: float) -> Section | None:

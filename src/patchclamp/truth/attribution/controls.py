@@ -244,7 +244,10 @@ class AnotherImage(Explainer):
         progress: Progress = SILENT,
     ) -> Attribution:
         """See `Explainer.run`."""
-        found = self.method.run(net, inputs, target, at=at, progress=progress)
+        return self.of(self.method.run(net, inputs, target, at=at, progress=progress))
+
+    def of(self, found: Attribution) -> Attribution:
+        """The same maps, each example with that of another."""
         if found.num < 2:
             raise InputError("another example's map needs two examples or more", got="1")
         order = torch.randperm(found.num, generator=torch.Generator().manual_seed(self.seed))

@@ -129,10 +129,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
-    """What all trials said of one method on one network."""
+    """What all trials said of one method on one network, and its maps there."""
 
     method: str
     network: str
+    maps: Attribution
     trials: tuple[Trial, ...]
 
     def of(self, question: Question) -> tuple[Trial, ...]:
@@ -162,8 +163,9 @@ class Validate:
     Shapes: inputs (num, *feature) of the network that is asked about.
     Units: of each measure; see `Trial`.
     Randomness: by `seed`, and the method's own.
-    Cost: the method's, once for each bench and control that runs it, twice more for `learnt`,
-        and steps x maps x removals forward passes an example for `faithful`.
+    Cost: three times the method's on this network (as it is, its inputs moved, its weights
+        shuffled), three times on each bench, and steps x maps x removals forward passes an
+        example for `faithful`.
     Raises: what the method raises; DataError for fewer than two examples.
     Fails when: the bench's network and the user's differ in what makes the method right or
         wrong: planted truth speaks for networks of the bench's kind.
@@ -213,12 +215,16 @@ class Validate:
         for name, bench in benches.items():
             trials.append(self.on_planted(method, name, bench))
             progress.advance()
-        trials.append(self.learnt(method, net, call, target, at=at))
+        place = _place(method, at)
+        scorer = Scorer.of(net, call, target, at=place)
+        maps = method.run(net, call, target, at=at)
+        shuffled = method.run(self._shuffled(scorer), call, target, at=at)
+        trials.append(self.learnt(method, scorer, target, maps, shuffled, at=at))
         progress.advance()
-        trials += self.faithful(method, net, call, target, at=at)
+        trials += self.faithful(method, scorer, target, maps, shuffled)
         progress.advance()
         progress.finish()
-        return Validation(method=method.name, network=net.name, trials=tuple(trials))
+        return Validation(method=method.name, network=net.name, maps=maps, trials=tuple(trials))
 
     def on_planted(self, method: Explainer, name: str, bench: PlantedMaps) -> Trial:
         """Do maps show what the bench's network reads?"""
@@ -240,29 +246,37 @@ class Validate:
         )
 
     def learnt(
-        self, method: Explainer, net: Net, call: Call, target: int | Tensor, *, at: str | None
+        self,
+        method: Explainer,
+        scorer: Scorer,
+        target: int | Tensor,
+        maps: Attribution,
+        shuffled: Attribution,
+        *,
+        at: str | None,
     ) -> Trial:
         """Does the map follow what was learnt, and only that?
 
         Rank correlation of a map with that of the jittered input, less that with the map of
-        the network with all its weights in another order.
+        the network with all its weights in another order (`shuffled`).
         """
-        scorer = Scorer.of(net, call, target, at=_place(method, at))
-        own_module = "" if scorer.tap is None else scorer.tap.site.module
-        layers = [x for x in changeable(net, call)[0] if x != own_module]
-        other = randomised(net, call, layers, self.seed)
-        moved = self._jittered(scorer)
+        net, call, moved = scorer.net, scorer.call, self._jittered(scorer)
 
-        def score(m: Explainer, at: str | None) -> Score:
-            plain = _order(m, m.run(net, call, target, at=at))
-            stays = rank_correlation(plain, _order(m, m.run(net, moved, target, at=at)))
-            follows = rank_correlation(plain, _order(m, m.run(other, call, target, at=at)))
+        def score(m: Explainer, plain: Attribution, other: Attribution, at: str | None) -> Score:
+            order = _order(m, plain)
+            stays = rank_correlation(order, _order(m, m.run(net, moved, target, at=at)))
+            follows = rank_correlation(order, _order(m, other))
             return Score.of(stays - follows.clamp(min=0), 0.0, seed=self.seed)
 
-        own = score(method, at)
-        blind = controls_of(method, seed=self.seed, space=_has_space(scorer), moving=False)
-        place = _place(method, at)
-        rivals = {m.name: score(m, place) for m in blind if not isinstance(m, RandomWeights)}
+        own = score(method, maps, shuffled, at)
+        place, other = _place(method, at), self._shuffled(scorer)
+        rivals = {
+            m.name: score(
+                m, m.run(net, call, target, at=place), m.run(other, call, target, at=place), place
+            )
+            for m in controls_of(method, seed=self.seed, space=_has_space(scorer), moving=False)
+            if not isinstance(m, RandomWeights)
+        }
         return Trial(
             question=Question.LEARNT,
             bench="random weights",
@@ -273,18 +287,29 @@ class Validate:
         )
 
     def faithful(
-        self, method: Explainer, net: Net, call: Call, target: int | Tensor, *, at: str | None
+        self,
+        method: Explainer,
+        scorer: Scorer,
+        target: int | Tensor,
+        maps: Attribution,
+        shuffled: Attribution,
     ) -> tuple[Trial, ...]:
         """Does the score fall faster than for controls? One trial for each kind of removal."""
-        place = _place(method, at)
-        scorer = Scorer.of(net, call, target, at=place)
-        maps = {method.name: _order(method, method.run(net, call, target, at=at))}
+        net, call, place = scorer.net, scorer.call, None if scorer.tap is None else scorer.site
+        blind: dict[str, Attribution] = {}
         for m in controls_of(method, seed=self.seed, space=_has_space(scorer)):
-            if not isinstance(m, RandomMap):  # the measure has one of its own
-                where = at if isinstance(m, (RandomWeights, AnotherImage)) else place
-                like = method if isinstance(m, (RandomWeights, AnotherImage)) else m
-                maps[m.name] = _order(like, m.run(net, call, target, at=where))
-        found = self.flipping.run(net, call, target, maps, at=place)
+            if isinstance(m, RandomWeights):
+                blind[m.name] = shuffled
+            elif isinstance(m, AnotherImage):
+                blind[m.name] = m.of(maps)
+            elif not isinstance(m, RandomMap):  # the measure has one of its own
+                blind[m.name] = m.run(net, call, target, at=place)
+        like = {RandomWeights.name: method, AnotherImage.name: method}
+        ordered = {method.name: _order(method, maps)}
+        for m in controls_of(method, seed=self.seed, space=_has_space(scorer)):
+            if m.name in blind:
+                ordered[m.name] = _order(like.get(m.name, m), blind[m.name])
+        found = self.flipping.run(net, call, target, ordered, at=place)
         trials = []
         for removal in found.baselines:
             chance = float(found.of(RANDOM, removal).double().mean())
@@ -304,6 +329,12 @@ class Validate:
                 )
             )
         return tuple(trials)
+
+    def _shuffled(self, scorer: Scorer) -> Net:
+        """A copy with all weights in another order, but those that make the value looked at."""
+        own = "" if scorer.tap is None else scorer.tap.site.module
+        layers = [x for x in changeable(scorer.net, scorer.call)[0] if x != own]
+        return randomised(scorer.net, scorer.call, layers, self.seed)
 
     def _rivals(self, own: Score, others: Mapping[str, Score]) -> tuple[Rival, ...]:
         return tuple(
