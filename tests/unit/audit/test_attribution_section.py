@@ -99,6 +99,7 @@ def test_tokens_are_shown_as_passages() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "_OTHERS", ("gradient_times_value",))
         patch.setattr(page, "_ROWS", 3)
+        patch.setattr(page, "_PLANS", ((3, 2),))
         section = page.attribution(context(net, load_data("prose").subset(4), 3600))
     assert section is not None
     maps = next(b for b in section.blocks if isinstance(b, Examples))

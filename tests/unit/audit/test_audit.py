@@ -136,7 +136,7 @@ def test_every_finding_says_how_it_was_made() -> None:
         elif finding.id.startswith("bounds/"):
             starts = ("2 rows of digits", "the boxes of 2 of 2 rows of digits")
         elif finding.id.startswith("attribution/"):
-            starts = ("3 rows of digits",)
+            starts = ("6 rows of digits",)
         assert finding.over.startswith(starts)
 
 

@@ -41,8 +41,7 @@ def section_of(net: Net) -> Section:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "_RADII", (0.0, 0.15))
         patch.setattr(page, "_MAX_ROWS", NUM)
-        patch.setattr(page, "_STEPS", 8)
-        patch.setattr(page, "_QUERIES", 60)
+        patch.setattr(page, "_PLANS", ((8, 60, 100),))
         section = page.robustness(context(net, load_data("digits").subset(NUM), 3600))
     assert section is not None
     return section

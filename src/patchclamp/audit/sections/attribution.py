@@ -51,7 +51,7 @@ _OTHERS = ("integrated_gradients", "gradient_times_value", "occlusion")
 _PASSES = {"integrated_gradients": 60, "smoothgrad": 60, "grad_cam": 2, "occlusion": 60}
 """About how many forward passes a map takes."""
 
-_PLANS = ((_ROWS, 8), (6, 5), (3, 3))
+_PLANS = ((_ROWS, 8), (8, 5), (6, 3))
 """Rows, and steps in which their places are removed: the largest that leaves time for two
 methods."""
 

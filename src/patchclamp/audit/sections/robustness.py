@@ -26,9 +26,9 @@ from patchclamp.methods.statistics import wilson
 _RADII = (2 / 255, 8 / 255, 32 / 255)
 """As shares of the range of the inputs."""
 _MAX_ROWS, _MIN_ROWS = 48, 8
-_STEPS, _QUERIES = 20, 200
-_PASSES = 800
-"""About how many forward passes a row takes, all radii and the masking check together."""
+_PLANS = ((20, 200, 800), (6, 30, 200))
+"""Steps, queries, and about how many forward passes a row then takes, all radii and the check
+for masked gradients together: the first that fits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +36,7 @@ class _Tried:
     """One radius: the ensemble, and random noise of the same size."""
 
     radius: float
+    steps: int
     found: Combined
     noisy: float
 
@@ -47,21 +48,25 @@ def robustness(ctx: Context) -> Section | None:
         ctx.budget.skip("attacks", *reason)
         return None
     seconds = left_for_attacks(ctx)
-    each = seconds_per_row(ctx.net, ctx.material) * _PASSES
-    num = min(_MAX_ROWS, ctx.material.num, int(seconds / max(each, 1e-9)))
-    if num < min(_MIN_ROWS, ctx.material.num):
-        why = f"a row takes about {each:.1f} s, and {seconds:.0f} s were left for it"
+    most, each = min(_MAX_ROWS, ctx.material.num), seconds_per_row(ctx.net, ctx.material)
+    plans = [(min(most, int(seconds / (each * p))), s, q) for s, q, p in _PLANS]
+    fitting = [plan for plan in plans if plan[0] >= min(_MIN_ROWS, most)]
+    if not fitting:
+        why = f"a row takes about {each * _PLANS[-1][2]:.1f} s, and {seconds:.0f} s were left"
         ctx.budget.skip("attacks", why, "a larger --budget")
         return None
+    num, steps, queries = fitting[0]
     rows = ctx.material.rows(ctx.net, torch.arange(num))
     try:
-        return _section(ctx, rows, time.monotonic() + seconds)
+        return _section(ctx, rows, steps, queries, time.monotonic() + seconds)
     except PatchclampError as e:
         ctx.budget.skip("attacks", str(e), e.hint or "the attacks in Python")
         return None
 
 
-def _section(ctx: Context, rows: Material, deadline: float) -> Section | None:
+def _section(
+    ctx: Context, rows: Material, steps: int, queries: int, deadline: float
+) -> Section | None:
     within, span = input_limits(ctx)
     network = Classifier.open(ctx.net, rows.call, within=within)
     labels = rows.labels
@@ -70,12 +75,13 @@ def _section(ctx: Context, rows: Material, deadline: float) -> Section | None:
     ensemble = Ensemble.standard(
         Norm.LINF,
         network.num_classes,
-        num_steps=_STEPS,
-        num_queries=_QUERIES,
+        num_steps=steps,
+        num_queries=queries,
         seed=ctx.seed,
     )
     tried: list[_Tried] = []
-    masking = MaskingCheck(seed=ctx.seed).run(network, network.value, labels, _RADII[1] * span)
+    asked = MaskingCheck(num_steps=steps, num_queries=queries, seed=ctx.seed)
+    masking = asked.run(network, network.value, labels, _RADII[1] * span)
     for share in _RADII:
         if tried and time.monotonic() > deadline:
             ctx.budget.skip(
@@ -84,7 +90,7 @@ def _section(ctx: Context, rows: Material, deadline: float) -> Section | None:
             continue
         found = ensemble.run(network, network.value, labels, share * span, progress=ctx.progress)
         noisy = _noisy(network, labels, share * span, ctx.seed)
-        tried.append(_Tried(radius=share * span, found=found, noisy=noisy))
+        tried.append(_Tried(radius=share * span, steps=steps, found=found, noisy=noisy))
     blocks: list[Block] = [_curve(tried), _table(tried[-1].found, rows), _signs(masking)]
     return Section(
         id="robustness",
@@ -123,17 +129,19 @@ def _names(tried: list[_Tried]) -> str:
 def _findings(
     ctx: Context, rows: Material, tried: list[_Tried], masking: Masking, radius: float
 ) -> list[Finding]:
-    return [*(_attacked(ctx, rows, t) for t in tried), _masked(ctx, rows, masking, radius)]
+    return [*(_attacked(ctx, rows, t) for t in tried), _masked(ctx, rows, masking, tried, radius)]
 
 
-def _record(ctx: Context, rows: Material, method: str, metric: str, radius: float) -> Record:
+def _record(
+    ctx: Context, rows: Material, method: str, metric: str, radius: float, steps: int
+) -> Record:
     return record(
         ctx.net,
         rows,
         method=method,
         metric=metric,
         seed=ctx.seed,
-        options={"norm": str(Norm.LINF), "radius": radius, "num_steps": _STEPS},
+        options={"norm": str(Norm.LINF), "radius": radius, "num_steps": steps},
     )
 
 
@@ -153,12 +161,16 @@ def _attacked(ctx: Context, rows: Material, t: _Tried) -> Finding:
         evidence=Evidence.OBSERVED,
         verdict=Verdict.HOLDS if broken else Verdict.UNKNOWN,
         over=f"{rows.num} rows of {rows.name}",
-        record=_record(ctx, rows, "robustness.ensemble", "accuracy under attack", t.radius),
+        record=_record(
+            ctx, rows, "robustness.ensemble", "accuracy under attack", t.radius, t.steps
+        ),
         caveats=("an upper bound: an attack that finds nothing proves nothing",),
     )
 
 
-def _masked(ctx: Context, rows: Material, m: Masking, radius: float) -> Finding:
+def _masked(
+    ctx: Context, rows: Material, m: Masking, tried: list[_Tried], radius: float
+) -> Finding:
     honest = m.verdict is MaskingVerdict.NO_SIGN
     unknown = m.verdict is MaskingVerdict.UNKNOWN
     shown = ", ".join(sign.name for sign in m.found)
@@ -171,7 +183,7 @@ def _masked(ctx: Context, rows: Material, m: Masking, radius: float) -> Finding:
         evidence=Evidence.OBSERVED,
         verdict=Verdict.HOLDS if honest else Verdict.UNKNOWN if unknown else Verdict.DOES_NOT_HOLD,
         over=f"{m.num_rows} rows of {rows.name} that are right",
-        record=_record(ctx, rows, "robustness.masking", "signs", radius),
+        record=_record(ctx, rows, "robustness.masking", "signs", radius, tried[0].steps),
         caveats=(m.statement, *((f"signs: {shown}",) if shown else ())),
     )
 

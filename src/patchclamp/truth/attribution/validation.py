@@ -56,6 +56,10 @@ JITTER = 0.01
 the standard deviation of the inputs."""
 
 
+FEWEST = 6
+"""Examples: with fewer, all of them on one side are no surprise at the level of 5%."""
+
+
 class Question(StrEnum):
     """What is asked of a method."""
 
@@ -108,7 +112,7 @@ class Trial:
     @property
     def verdict(self) -> Verdict:
         """Holds where every control is beaten; unknown where one is not, or the gate is shut."""
-        if self.gate:
+        if self.gate or self.method.rows.numel() < FEWEST:
             return Verdict.UNKNOWN
         if self.method.interval.low <= self.method.chance:
             return Verdict.DOES_NOT_HOLD
@@ -120,6 +124,8 @@ class Trial:
         """In words."""
         if self.gate:
             return "the network does not use what was planted: " + "; ".join(self.gate)
+        if self.method.rows.numel() < FEWEST:
+            return f"{self.method.rows.numel()} examples are too few to tell"
         if self.verdict is Verdict.DOES_NOT_HOLD:
             return "no better than chance"
         if self.verdict is Verdict.UNKNOWN:
