@@ -9,17 +9,19 @@ How many rows that is never changes a result: samples are drawn by the caller, r
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from patchclamp.core.errors import PatchclampError, SiteError, TargetError
+from patchclamp.core.errors import InputError, PatchclampError, SiteError, TargetError
 from patchclamp.core.sites import Tap
 from patchclamp.engine.axes import name_axes
 from patchclamp.engine.targets import FunctionScore, Metric, Target, as_metric, measured
@@ -41,6 +43,9 @@ _MOST_CHANNELS = 4
 
 _WORTH_TRYING = 8
 """With this many rows to run, another layout of images is tried; it costs one forward pass."""
+
+_LARGE = 1 << 20
+"""Elements of a value for which it is asked first whether memory suffices."""
 
 _PASSES = 3
 _FASTER = 0.9
@@ -284,7 +289,7 @@ class Scorer:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Slices of 0..n with their values; the time that the caller takes sets the pace."""
         start, n = 0, len(rows)
-        if n == 1:
+        if n == 1 and self.value[0].numel() < _LARGE:
             yield slice(0, 1), values if isinstance(values, Tensor) else values(slice(0, 1))
             return
         if self._layout is None and n >= _WORTH_TRYING:
@@ -304,10 +309,18 @@ class Scorer:
             return 1
         leaf = self.value[:1].clone().requires_grad_()
         kept: dict[int, int] = {}
+        available = available_memory()
 
         def count(x: Tensor) -> Tensor:
             storage = x.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
+            if sum(kept.values()) > available:
+                raise InputError(
+                    f"one row of {self.net.name} needs more memory for its way back than there is",
+                    got=f"a value of shape {tuple(leaf.shape)} at '{self.site}', "
+                    f"{available / 1e9:.1f} GB of memory",
+                    hint="a smaller input, tiles of it, or a site further down",
+                )
             return x
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
@@ -317,6 +330,15 @@ class Scorer:
         del made
         each = max(sum(kept.values()), 4 * leaf.numel() * leaf.element_size())
         return max(1, min(_MOST_ROWS, self.memory // each))
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; all there are, where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_each_row(metric: FunctionScore, output: Tensor, plain: Tensor) -> None:
