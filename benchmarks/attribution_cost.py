@@ -37,9 +37,15 @@ from PIL import Image
 
 import patchclamp
 from patchclamp.methods.attribution.base import completeness_error
+from patchclamp.methods.attribution.cam.grad_cam import GradCAM
+from patchclamp.methods.attribution.faithfulness.curves import removed
+from patchclamp.methods.attribution.faithfulness.removal import Mean
 from patchclamp.methods.attribution.gradients.integrated import IntegratedGradients
 from patchclamp.methods.attribution.gradients.smooth import SmoothGrad
 from patchclamp.methods.attribution.perturbation.occlusion import Occlusion
+from patchclamp.methods.robustness.attacks.classifier import Classifier
+from patchclamp.methods.robustness.attacks.pgd import PGD
+from patchclamp.methods.scoring import Scorer
 from patchclamp.model.preprocessing import prepared
 from patchclamp.net import Net
 
@@ -104,6 +110,25 @@ def ours_occlusion(scene: Scene) -> object:
     return method.run(scene.net, scene.x, scene.label)
 
 
+def ours_grad_cam(scene: Scene) -> object:
+    return GradCAM().run(scene.net, scene.x, scene.label)
+
+
+def ours_flipping(scene: Scene) -> object:
+    """One map with one replacement: the whole measure asks for two, and a control beside."""
+    scorer = Scorer.of(scene.net, scene.x, scene.label)
+    order = torch.rand(1, *scene.x.shape[2:], generator=torch.Generator().manual_seed(0))
+    rank = order.flatten(1).argsort(1).argsort(1).reshape(order.shape)
+    points = torch.linspace(0, rank[0].numel(), 57).round().long()
+    return removed(scorer, rank, points, Mean())
+
+
+def ours_pgd(scene: Scene) -> object:
+    network = Classifier.open(scene.net, scene.x)
+    label = torch.tensor([scene.label])
+    return PGD(num_steps=10).run(network, network.value, label, 1e-6)  # too little to stop early
+
+
 def captum_integrated(scene: Scene, steps: int = 50, together: int | None = None) -> torch.Tensor:
     from captum.attr import IntegratedGradients as Peer
 
@@ -136,6 +161,9 @@ COSTS = [
     Cost("integrated gradients, 50", ours_integrated, 55, 100),
     Cost("SmoothGrad, 25", ours_smooth, 26),
     Cost("occlusion, 32/16", ours_occlusion, 75),
+    Cost("Grad-CAM", ours_grad_cam, 0.6),
+    Cost("pixel flipping, 56 steps", ours_flipping, 30),
+    Cost("PGD, 10", ours_pgd, 10),
     Cost("captum: integrated gradients, 50", captum_integrated, needs="captum"),
     Cost("captum: SmoothGrad, 25", captum_smooth, needs="captum"),
     Cost("captum: occlusion, 32/16", captum_occlusion, needs="captum"),

@@ -159,6 +159,8 @@ def _show(found: list[Validation], refused: dict[str, str]) -> None:
     terminal.table(sys.stdout, heads, rows)
     for v in found:
         terminal.data(f"{v.method} on {v.network}: {v.verdict}")
+        for bench, why in v.refused.items():
+            terminal.message(f"{v.method} was not asked on {bench}: {why}")
     for name, why in refused.items():
         terminal.message(f"{name} was not asked: {why}")
 
@@ -168,6 +170,7 @@ def _plain(v: Validation) -> dict[str, Json]:
         "method": v.method,
         "verdict": str(v.verdict),
         "trials": [_plain_trial(t) for t in v.trials],
+        "refused": dict(v.refused),
     }
 
 

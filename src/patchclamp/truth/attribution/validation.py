@@ -26,7 +26,14 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from patchclamp.core.errors import DataError, OptionError
+from patchclamp.core.errors import (
+    CaptureError,
+    DataError,
+    EngineError,
+    InputError,
+    OptionError,
+    SiteError,
+)
 from patchclamp.core.findings import Interval, Verdict
 from patchclamp.core.progress import SILENT, Progress
 from patchclamp.methods.attribution.base import SPACE, Attribution, Explainer
@@ -110,11 +117,19 @@ class Trial:
         return min(self.rivals, key=lambda r: r.lead.low)
 
     @property
+    def beats_chance(self) -> bool:
+        """By more than chance: a random map example by example, or what chance gives."""
+        drawn = [r for r in self.rivals if r.name == RANDOM]
+        if self.question is Question.FAITHFUL and drawn:
+            return drawn[0].is_beaten
+        return self.method.interval.low > self.method.chance
+
+    @property
     def verdict(self) -> Verdict:
         """Holds where every control is beaten; unknown where one is not, or the gate is shut."""
         if self.gate or self.method.rows.numel() < FEWEST:
             return Verdict.UNKNOWN
-        if self.method.interval.low <= self.method.chance:
+        if not self.beats_chance:
             return Verdict.DOES_NOT_HOLD
         beaten = all(r.is_beaten for r in self.rivals)
         return Verdict.HOLDS if beaten else Verdict.UNKNOWN
@@ -135,12 +150,18 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
-    """What all trials said of one method on one network, and its maps there."""
+    """What all trials said of one method on one network, and its maps there.
+
+    Attributes:
+        refused: benches whose network the method cannot look at, or measures that its maps do
+            not suit, and why.
+    """
 
     method: str
     network: str
     maps: Attribution
     trials: tuple[Trial, ...]
+    refused: Mapping[str, str]
 
     def of(self, question: Question) -> tuple[Trial, ...]:
         """The trials of one question."""
@@ -218,8 +239,12 @@ class Validate:
         benches = {"glyphs": Glyphs(seed=self.seed).run()} if planted is None else planted
         progress.start(f"validating {method.name}", len(benches) + 2, "trials")
         trials: list[Trial] = []
+        refused: dict[str, str] = {}
         for name, bench in benches.items():
-            trials.append(self.on_planted(method, name, bench))
+            try:
+                trials.append(self.on_planted(method, name, bench))
+            except (CaptureError, EngineError, SiteError) as e:  # no attention there, for one
+                refused[name] = str(e)
             progress.advance()
         place = _place(method, at)
         scorer = Scorer.of(net, call, target, at=place)
@@ -227,20 +252,31 @@ class Validate:
         shuffled = method.run(self._shuffled(scorer), call, target, at=at)
         trials.append(self.learnt(method, scorer, target, maps, shuffled, at=at))
         progress.advance()
-        trials += self.faithful(method, scorer, target, maps, shuffled)
+        try:
+            trials += self.faithful(method, scorer, target, maps, shuffled)
+        except InputError as e:  # maps of positions, where the input has pixels
+            refused[self.flipping.name] = str(e)
         progress.advance()
         progress.finish()
-        return Validation(method=method.name, network=net.name, maps=maps, trials=tuple(trials))
+        return Validation(
+            method=method.name,
+            network=net.name,
+            maps=maps,
+            trials=tuple(trials),
+            refused=refused,
+        )
 
     def on_planted(self, method: Explainer, name: str, bench: PlantedMaps) -> Trial:
         """Do maps show what the bench's network reads?"""
         few = _first(bench, self.num_planted)
         moving = bool((few.signal != few.signal[:1]).any())
-        made = {
-            m.name: few.scores(m.run(few.net, few.inputs, few.labels), allow_empty=True).signal_mass
-            for m in (method, *controls_of(method, seed=self.seed, moving=moving))
-        }
-        own = made.pop(method.name)
+
+        def score(m: Explainer) -> Score:
+            maps = m.run(few.net, few.inputs, few.labels)
+            return few.scores(maps, allow_empty=True).signal_mass
+
+        own = score(method)
+        made = {m.name: score(m) for m in controls_of(method, seed=self.seed, moving=moving)}
         return Trial(
             question=Question.PLANTED,
             bench=name,
@@ -311,7 +347,8 @@ class Validate:
             elif not isinstance(m, RandomMap):  # the measure has one of its own
                 blind[m.name] = m.run(net, call, target, at=place)
         like = {RandomWeights.name: method, AnotherImage.name: method}
-        ordered = {method.name: _order(method, maps)}
+        own_name = f"{method.name} itself"  # it may be called like a control
+        ordered = {own_name: _order(method, maps)}
         for m in controls_of(method, seed=self.seed, space=_has_space(scorer)):
             if m.name in blind:
                 ordered[m.name] = _order(like.get(m.name, m), blind[m.name])
@@ -323,7 +360,7 @@ class Validate:
                 name: Score.of(found.of(name, removal), chance, seed=self.seed)
                 for name in found.maps
             }
-            own = scores.pop(method.name)
+            own = scores.pop(own_name)
             trials.append(
                 Trial(
                     question=Question.FAITHFUL,
