@@ -28,8 +28,8 @@ EDITS = (
 
 def measured(*, shortcut: bool) -> AttributeTable:
     # the shortcut is learnt at once, the forms are not
-    module = trained(shortcut=shortcut, seed=0, epochs=4 if shortcut else 8)
-    scenes, labels = planted_scenes(80, shortcut=shortcut, seed=9)
+    module = trained(shortcut=shortcut, seed=0, epochs=2 if shortcut else 8)
+    scenes, labels = planted_scenes(60, shortcut=shortcut, seed=9)
     net = patchclamp.open(module, scenes.images[:1])
     classifier = Classifier.open(net, scenes.images, within=(0.0, 1.0))
     return AttributeBench(edits=EDITS).run(classifier, scenes, labels)

@@ -90,7 +90,9 @@ class FeatureAttack:
     Cost: forwards and backwards a row: num_steps, and num_probes for each set of sites tried.
     Raises: SiteError for a site that is no module's value; TargetError where it has no gradient
         to the input; OptionError for a radius or norm that cannot be.
-    Fails when: the downstream network was fine-tuned so far that it reads other features.
+    Fails when: the downstream network was fine-tuned so far that it reads other features, or
+        the radius is so small that only a loss of logits finds the few ways that matter (digits,
+        a small ViT: no better than logits up to .1, better at .15 of the range).
     Source: see the module.
     """
 

@@ -42,7 +42,7 @@ def weight_of(classifier: Classifier) -> Tensor:
 
 BOTH = torch.tensor([0, 1])
 METHODS = [
-    FoolByGradient(confidence=0.9999999),
+    FoolByGradient(confidence=0.9999999, num_steps=100),
     FoolByEvolution(confidence=0.9999999, num_rounds=400),
 ]
 
@@ -74,7 +74,9 @@ def test_they_stop_where_it_is_enough_and_count(
 
 def test_the_penalised_point_is_the_known_one() -> None:
     classifier, penalty = opened(), 40.0
-    found = FoolByGradient(penalty=penalty, confidence=0.5, step=0.05).run(classifier, BOTH[:1])
+    found = FoolByGradient(penalty=penalty, confidence=0.5, step=0.05, num_steps=150).run(
+        classifier, BOTH[:1]
+    )
     best = 0.5 + weight_of(classifier) * 16 / (2 * penalty)
     torch.testing.assert_close(found.points.flatten(), best.clamp(0, 1), rtol=0, atol=0.02)
 

@@ -37,7 +37,7 @@ def planted(visible: int) -> tuple[Classifier, Tensor, Tensor, Tensor]:
 
 def test_it_ends_at_the_nearest_point_that_is_sure_enough() -> None:
     classifier, source, target, weight = planted(10)
-    found = LevelSetTraversal(near=1e-4).run(classifier, source, target)
+    found = LevelSetTraversal(near=1e-4, num_steps=120).run(classifier, source, target)
     odds = float(weight @ target[0] - 4)
     start = float(weight @ source[0] - 4)
 
@@ -54,12 +54,12 @@ def test_it_ends_at_the_nearest_point_that_is_sure_enough() -> None:
 
 def test_a_blind_network_is_crossed_and_one_that_sees_everything_is_not() -> None:
     classifier, source, target, _ = planted(1)
-    found = LevelSetTraversal().run(classifier, source, target)
+    found = LevelSetTraversal(num_steps=50).run(classifier, source, target)
     # the one element that is seen differs by about .6: at most .6 / sqrt(40) = .095 is left
     assert float(found.rmse) <= 0.1
     assert float(found.start_rmse) >= 0.6
     wide, source, target, _ = planted(SIZE)
-    stuck = LevelSetTraversal().run(wide, source, target)
+    stuck = LevelSetTraversal(num_steps=50).run(wide, source, target)
     assert float(stuck.rmse) >= 0.3
     assert not bool(stuck.is_reached)
 
@@ -90,7 +90,7 @@ def test_rows_do_not_depend_on_their_neighbours_and_passes_are_counted() -> None
     together = LevelSetTraversal(num_steps=30).run(three, x, target.repeat(3, 1))
     alone = LevelSetTraversal(num_steps=30).run(three, x[1:2], target, rows=torch.tensor([1]))
     torch.testing.assert_close(together.points[1:2], alone.points, rtol=0, atol=1e-4)
-    assert alone.passes.backwards == 30
+    assert 30 <= alone.passes.backwards <= 60  # the line's weakest place costs another
     assert bool(((together.points >= 0) & (together.points <= 1)).all())
 
 
