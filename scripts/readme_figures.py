@@ -58,6 +58,7 @@ def table() -> str:
         rows.append((label, f"{store[name]['median'] / 1e6:.1f} M", ""))
     rows += circuits()
     rows += bounds()
+    rows += attribution()
     lines = ["| what | measured | bar |", "|---|---|---|"]
     lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
     return "\n".join(lines)
@@ -117,6 +118,34 @@ def bounds() -> list[tuple[str, str, str]]:
         found_by = f"{said.get('sat', 0)} / {said.get('unsat', 0)}"
         label = f"of {planted['instances']} hidden counterexamples: found / denied by {who}"
         rows.append((label, found_by, "none denied"))
+    return rows
+
+
+def attribution() -> list[tuple[str, str, str]]:
+    """What maps cost, and how far integrated gradients are off."""
+    cost = read("attribution_cost")
+    rows = [
+        (
+            f"{name} on EfficientNet-Lite0, in passes forwards and backwards",
+            f"{cost['passes'][name]['median']:.3g}",
+            f"{limit:g}",
+        )
+        for name, limit in cost["bars"].items()
+    ]
+    for name, limit in cost["memory_bars"].items():
+        mib, peer = (cost["mib_above_the_model"][k] for k in (name, f"captum: {name}"))
+        rows.append(
+            (f"{name}: MiB above the model, ours / captum", f"{mib:.0f} / {peer:.0f}", f"{limit}")
+        )
+    complete = cost["completeness"]
+    num = len(complete["rows"])
+    rows.append(
+        (
+            f"integrated gradients: of {num} {complete['images']}, error at most 5%",
+            str(complete["met"]),
+            "18",
+        )
+    )
     return rows
 
 
