@@ -49,8 +49,8 @@ def asked(how: Explainer, **benches: PlantedMaps) -> Validation:
     return ASK.run(how, *digits(), planted=benches or {"glyphs": glyphs()})
 
 
-def test_occlusion_shows_what_is_planted_and_what_was_learnt() -> None:
-    found = asked(method("occlusion")())
+def test_grad_cam_shows_what_is_planted_and_what_was_learnt() -> None:
+    found = asked(method("grad_cam")())
     assert found.answer(Question.PLANTED) is Verdict.HOLDS
     assert found.answer(Question.LEARNT) is Verdict.HOLDS
     (planted,) = found.of(Question.PLANTED)
