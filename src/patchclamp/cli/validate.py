@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from patchclamp.truth.attribution.validation import Trial, Validation
 
 ALL = "all"
+OWN = "own"
+"""The bench of glyphs with the model's own architecture, trained anew."""
 LENGTH = 32
 """Tokens of a text that are looked at, at most."""
 
@@ -48,7 +50,8 @@ def validate(
         model: a name that `patchclamp models` lists, a folder or a file.
         data: what maps are made of: a name that `patchclamp data` lists, or a file; without
             it, bundled data that fits.
-        bench: what is planted: glyphs, blocks, bright_region or lesions; several with commas.
+        bench: what is planted: glyphs, blocks, bright_region or lesions, in a small network,
+            or own: glyphs, in the model's own architecture trained anew; several with commas.
         num: rows of the data.
         at: the site of the maps; by default what suits the method.
         seed: of networks, controls and noise.
@@ -74,7 +77,7 @@ def validate(
         material = intake(net, data, length=min(LENGTH, net.loaded.context or LENGTH))
         material = material.rows(net, torch.arange(min(num, material.num)))
         target = _classes(net, material)
-        planted = _planted(bench, seed)
+        planted = _planted(net, bench, seed)
         for each in chosen:
             try:
                 made = Validate(seed=seed).run(
@@ -101,8 +104,9 @@ def validate(
     return 0 if found and all(v.verdict is Verdict.HOLDS for v in found) else 1
 
 
-def _planted(names: str, seed: int) -> dict[str, PlantedMaps]:
+def _planted(net: Net, names: str, seed: int) -> dict[str, PlantedMaps]:
     from patchclamp.truth.attribution import Blocks, BrightRegion, Glyphs, Lesions
+    from patchclamp.truth.attribution.likeness import glyphs_for
 
     benches = {
         "glyphs": Glyphs,
@@ -112,13 +116,14 @@ def _planted(names: str, seed: int) -> dict[str, PlantedMaps]:
     }
     made = {}
     for name in names.split(","):
-        if name not in benches:
+        if name != OWN and name not in benches:
             raise OptionError(
                 f"no bench '{name}'",
-                expected=f"one of {', '.join(benches)}",
-                nearest=nearest(name, benches),
+                expected=f"one of {', '.join((*benches, OWN))}",
+                nearest=nearest(name, (*benches, OWN)),
             )
-        made[name] = benches[name](seed=seed).run()
+        chosen = glyphs_for(net, seed=seed) if name == OWN else benches[name](seed=seed)
+        made[name] = chosen.run()
     return made
 
 

@@ -21,7 +21,7 @@ def planted() -> dict[str, PlantedMaps]:
 
 def call(*words: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "_planted", lambda names, seed: planted())
+        patch.setattr(command, "_planted", lambda net, names, seed: planted())
         return run(["validate", *words])
 
 
