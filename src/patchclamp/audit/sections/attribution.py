@@ -40,6 +40,10 @@ _ROWS = 12
 _SHOWN = 8
 _PLANTED = 100
 """Images with a glyph: fewer leave the map of another image, a control, too wide an interval."""
+_MARGIN = 1.5
+"""Of the estimate: rows run few at a time at first, and gradients cost more than counted."""
+_COPY = 8e-8
+"""Seconds a weight, to make a copy of the network with its weights in another order."""
 _CURVES = 27
 """Maps that are removed, controls included, times replacements."""
 _RECIPE = Recipe(epochs=4, rate=1e-2, decay=0.01)
@@ -48,7 +52,7 @@ _SECONDS_PLANTED = 12.0
 
 _IMAGES = ("grad_cam", "integrated_gradients", "smoothgrad", "occlusion")
 _OTHERS = ("integrated_gradients", "gradient_times_value", "occlusion")
-_PASSES = {"integrated_gradients": 60, "smoothgrad": 60, "grad_cam": 2, "occlusion": 60}
+_PASSES = {"integrated_gradients": 100, "smoothgrad": 75, "grad_cam": 3, "occlusion": 60}
 """About how many forward passes a map takes."""
 
 _PLANS = ((_ROWS, 8), (8, 5), (6, 3))
@@ -85,13 +89,13 @@ def attribution(ctx: Context) -> Section | None:
     deadline = time.monotonic() + seconds
     names = _IMAGES if ctx.material.kind is RowKind.IMAGE else _OTHERS
     planted = _planted(ctx, seconds)
-    each = seconds_per_row(ctx.net, rows)
-    num, steps = _plan(names, each, deadline - time.monotonic())
+    each = _MARGIN * seconds_per_row(ctx.net, rows, rows=1)
+    num, steps = _plan(ctx, names, each, deadline - time.monotonic())
     if num < rows.num:
         rows, target = rows.rows(ctx.net, torch.arange(num)), target[:num]
     tried: list[_Tried] = []
     for name in names:
-        left, needed = deadline - time.monotonic(), _seconds(name, each, num, steps)
+        left, needed = deadline - time.monotonic(), _seconds(ctx, name, each, num, steps)
         if needed > left:
             why = f"it needs about {needed:.0f} s, and {left:.0f} s were left for maps"
             ctx.budget.skip(f"maps by {name}", why, "a larger --budget")
@@ -130,15 +134,16 @@ def _rows(ctx: Context) -> tuple[Material, Tensor | None]:
     return few, last.argmax(1)
 
 
-def _seconds(name: str, each: float, num: int, steps: int) -> float:
+def _seconds(ctx: Context, name: str, each: float, num: int, steps: int) -> float:
     """About how long a method takes on so many rows, with what it is asked beside its maps."""
-    return each * num * (3 * _PASSES.get(name, 4) + _CURVES * steps)
+    copied = _COPY * ctx.net.num_parameters
+    return copied + each * num * (3 * _PASSES.get(name, 4) + _CURVES * steps)
 
 
-def _plan(names: Sequence[str], each: float, seconds: float) -> tuple[int, int]:
+def _plan(ctx: Context, names: Sequence[str], each: float, seconds: float) -> tuple[int, int]:
     """The largest plan that leaves time for the first two methods, else the smallest."""
     for num, steps in _PLANS:
-        if sum(_seconds(name, each, num, steps) for name in names[:2]) <= seconds:
+        if sum(_seconds(ctx, name, each, num, steps) for name in names[:2]) <= seconds:
             return num, steps
     return _PLANS[-1]
 

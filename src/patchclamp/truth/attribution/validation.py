@@ -249,8 +249,9 @@ class Validate:
         place = _place(method, at)
         scorer = Scorer.of(net, call, target, at=place)
         maps = method.run(net, call, target, at=at)
-        shuffled = method.run(self._shuffled(scorer), call, target, at=at)
-        trials.append(self.learnt(method, scorer, target, maps, shuffled, at=at))
+        other = self._shuffled(scorer)
+        shuffled = method.run(other, call, target, at=at)
+        trials.append(self.learnt(method, scorer, other, target, maps, shuffled, at=at))
         progress.advance()
         try:
             trials += self.faithful(method, scorer, target, maps, shuffled)
@@ -291,6 +292,7 @@ class Validate:
         self,
         method: Explainer,
         scorer: Scorer,
+        other: Net,
         target: int | Tensor,
         maps: Attribution,
         shuffled: Attribution,
@@ -300,18 +302,18 @@ class Validate:
         """Does the map follow what was learnt, and only that?
 
         Rank correlation of a map with that of the jittered input, less that with the map of
-        the network with all its weights in another order (`shuffled`).
+        the network with all its weights in another order (`shuffled`, of `other`).
         """
         net, call, moved = scorer.net, scorer.call, self._jittered(scorer)
 
-        def score(m: Explainer, plain: Attribution, other: Attribution, at: str | None) -> Score:
+        def score(m: Explainer, plain: Attribution, after: Attribution, at: str | None) -> Score:
             order = _order(m, plain)
             stays = rank_correlation(order, _order(m, m.run(net, moved, target, at=at)))
-            follows = rank_correlation(order, _order(m, other))
+            follows = rank_correlation(order, _order(m, after))
             return Score.of(stays - follows.clamp(min=0), 0.0, seed=self.seed)
 
         own = score(method, maps, shuffled, at)
-        place, other = _place(method, at), self._shuffled(scorer)
+        place = _place(method, at)
         rivals = {
             m.name: score(
                 m, m.run(net, call, target, at=place), m.run(other, call, target, at=place), place
