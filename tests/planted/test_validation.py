@@ -133,3 +133,11 @@ def test_few_examples_are_too_few() -> None:
         ASK.run(method("gradient")(), net, x[:1], y[:1], planted={})
     with pytest.raises(OptionError):
         Validate(num_planted=1)
+
+
+def test_without_flipping_the_question_is_not_asked() -> None:
+    net, x, y = digits()
+    asked_two = Validate(num_planted=100, flipping=None)
+    found = asked_two.run(method("grad_cam")(), net, x, y, planted={"glyphs": glyphs()})
+    assert not found.of(Question.FAITHFUL)
+    assert found.verdict is Verdict.HOLDS  # for what was asked

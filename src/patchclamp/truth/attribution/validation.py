@@ -200,12 +200,12 @@ class Validate:
 
     Attributes:
         num_planted: examples of each bench that are looked at.
-        flipping: the measure of faithfulness.
+        flipping: the measure of faithfulness; None leaves that question out, which costs most.
         seed: of controls, jitter and weights.
     """
 
     num_planted: int = 100
-    flipping: PixelFlipping = field(default_factory=PixelFlipping)
+    flipping: PixelFlipping | None = field(default_factory=PixelFlipping)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -253,10 +253,11 @@ class Validate:
         shuffled = method.run(other, call, target, at=at)
         trials.append(self.learnt(method, scorer, other, target, maps, shuffled, at=at))
         progress.advance()
-        try:
-            trials += self.faithful(method, scorer, target, maps, shuffled)
-        except InputError as e:  # maps of positions, where the input has pixels
-            refused[self.flipping.name] = str(e)
+        if self.flipping is not None:
+            try:
+                trials += self.faithful(method, scorer, self.flipping, target, maps, shuffled)
+            except InputError as e:  # maps of positions, where the input has pixels
+                refused[self.flipping.name] = str(e)
         progress.advance()
         progress.finish()
         return Validation(
@@ -334,6 +335,7 @@ class Validate:
         self,
         method: Explainer,
         scorer: Scorer,
+        flipping: PixelFlipping,
         target: int | Tensor,
         maps: Attribution,
         shuffled: Attribution,
@@ -354,7 +356,7 @@ class Validate:
         for m in controls_of(method, seed=self.seed, space=_has_space(scorer)):
             if m.name in blind:
                 ordered[m.name] = _order(like.get(m.name, m), blind[m.name])
-        found = self.flipping.run(net, call, target, ordered, at=place)
+        found = flipping.run(net, call, target, ordered, at=place)
         trials = []
         for removal in found.baselines:
             chance = float(found.of(RANDOM, removal).double().mean())
