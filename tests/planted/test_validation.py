@@ -141,3 +141,11 @@ def test_without_flipping_the_question_is_not_asked() -> None:
     found = asked_two.run(method("grad_cam")(), net, x, y, planted={"glyphs": glyphs()})
     assert not found.of(Question.FAITHFUL)
     assert found.verdict is Verdict.HOLDS  # for what was asked
+
+
+def test_shuffled_weights_leave_the_embedding_that_is_looked_at() -> None:
+    net, x = opened("tiny_lm")
+    found = Validate(flipping=None).run(method("gradient")(), net, x.repeat(3, 1), 5, planted={})
+    (learnt,) = found.of(Question.LEARNT)
+    size = next(r for r in learnt.rivals if r.name == "absolute_value")
+    assert size.score.mean == pytest.approx(0, abs=1e-6)  # a map of the value alone stays

@@ -379,8 +379,15 @@ class Validate:
 
     def _shuffled(self, scorer: Scorer) -> Net:
         """A copy with all weights in another order, but those that make the value looked at."""
-        own = "" if scorer.tap is None else scorer.tap.site.module
-        layers = [x for x in changeable(scorer.net, scorer.call)[0] if x != own]
+        layers, _ = changeable(scorer.net, scorer.call)
+        if scorer.tap is not None:
+            part = scorer.net.module.get_submodule
+            own = {p.data_ptr() for p in part(scorer.tap.site.module).parameters(recurse=False)}
+            layers = [  # an unembedding may share the embedding's weights
+                x
+                for x in layers
+                if not own & {p.data_ptr() for p in part(x).parameters(recurse=False)}
+            ]
         return randomised(scorer.net, scorer.call, layers, self.seed)
 
     def _rivals(self, own: Score, others: Mapping[str, Score]) -> tuple[Rival, ...]:
