@@ -9,34 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import patchclamp
-from patchclamp.audit.budget import Budget
 from patchclamp.audit.context import Context
-from patchclamp.audit.intake import intake
 from patchclamp.audit.sections import attribution as page
 from patchclamp.core.document import Examples, Section, Table
 from patchclamp.core.findings import Evidence, Verdict
-from patchclamp.core.progress import SILENT
 from patchclamp.data import Dataset, Kind, load_data
-from patchclamp.methods.material import score_for
-from patchclamp.net import Net
+from tests.audits import context
 from tests.networks import opened
 
 PLANTED = page._planted
 """Before it is made small for all audits of tests."""
-
-
-def context(net: Net, data: Dataset | None, seconds: float) -> Context:
-    material = intake(net, data, length=8)
-    return Context(
-        net=net,
-        material=material,
-        score=score_for(net, material),
-        budget=Budget(seconds),
-        progress=SILENT,
-        seed=0,
-        command="made by a test",
-        model_hash=net.hash,
-    )
 
 
 @cache
@@ -106,6 +88,7 @@ def test_tokens_are_shown_as_passages() -> None:
     assert len(maps.units[0].passages) == 3
     assert len(maps.units[0].passages[0].tokens) == 8
     assert not any(f.evidence is Evidence.VALIDATED for f in section.findings)
+    assert "glyph" not in section.summary  # it was not asked
 
 
 class Regression(nn.Module):

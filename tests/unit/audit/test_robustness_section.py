@@ -9,32 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import patchclamp
-from patchclamp.audit.budget import Budget
-from patchclamp.audit.context import Context
-from patchclamp.audit.intake import intake
 from patchclamp.audit.sections import robustness as page
 from patchclamp.core.document import Curve, Section, Table
 from patchclamp.core.findings import Evidence, Verdict
-from patchclamp.core.progress import SILENT
-from patchclamp.data import Dataset, load_data
-from patchclamp.methods.material import score_for
+from patchclamp.data import load_data
 from patchclamp.net import Net
+from tests.audits import context
 
 NUM = 24
-
-
-def context(net: Net, data: Dataset | None, seconds: float) -> Context:
-    material = intake(net, data, length=8)
-    return Context(
-        net=net,
-        material=material,
-        score=score_for(net, material),
-        budget=Budget(seconds),
-        progress=SILENT,
-        seed=0,
-        command="made by a test",
-        model_hash=net.hash,
-    )
 
 
 def section_of(net: Net) -> Section:

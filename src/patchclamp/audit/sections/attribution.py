@@ -118,13 +118,23 @@ def attribution(ctx: Context) -> Section | None:
         title="What answers are laid to",
         summary=f"Maps of {rows.num} rows of {rows.name}: how much each place of the input "
         "speaks for the class that the network gives. A map is worth what its method can show: "
-        "it is asked for a planted glyph in a network that provably reads it, whether it follows "
-        "what this network learnt, and whether the score falls where it says. Controls that know "
-        "nothing of the network are asked the same, and where one does as well there is no "
-        "verdict.",
+        f"{_asked(planted, steps)}. Controls that know nothing of the network are asked the same, "
+        "and where one does as well there is no verdict.",
         blocks=tuple(blocks),
         findings=tuple(ctx.signed(f) for t in tried for f in _findings(ctx, t, rows)),
     )
+
+
+def _asked(planted: dict[str, PlantedMaps], steps: int) -> str:
+    """The questions that were asked here, in words."""
+    said = ["whether it follows what this network learnt"]
+    if planted:
+        said.insert(0, "it is asked for a planted glyph in a network that was seen to read it")
+    else:
+        said[0] = f"it is asked {said[0]}"
+    if steps:
+        said.append("whether the score falls where it says")
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
 def _rows(ctx: Context) -> tuple[Material, Tensor | None]:

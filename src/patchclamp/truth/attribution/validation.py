@@ -271,14 +271,13 @@ class Validate:
     def on_planted(self, method: Explainer, name: str, bench: PlantedMaps) -> Trial:
         """Do maps show what the bench's network reads?"""
         few = _first(bench, self.num_planted)
-        moving = bool((few.signal != few.signal[:1]).any())
 
         def score(m: Explainer) -> Score:
             maps = m.run(few.net, few.inputs, few.labels)
             return few.scores(maps, allow_empty=True).signal_mass
 
         own = score(method)
-        made = {m.name: score(m) for m in controls_of(method, seed=self.seed, moving=moving)}
+        made = {m.name: score(m) for m in controls_of(method, seed=self.seed, moving=few.moving)}
         return Trial(
             question=Question.PLANTED,
             bench=name,
